@@ -1,0 +1,41 @@
+# Every target sets up what it needs and does nothing twice.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STARTER := .cache/starter/.complete
+PORT   ?= 8000
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(STARTER): deployments/models/sources.py | $(VENV)/.installed
+	$(BIN)/python -m deployments.models.sources
+
+setup: $(VENV)/.installed $(STARTER) ## Create the virtual environment and fetch the starter models
+
+serve: setup ## Serve on http://127.0.0.1:8000 (PORT=… for another port)
+	$(BIN)/sightline serve serve_config.yaml --port $(PORT)
+
+check: $(VENV)/.installed ## Lint, types and import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup check ## Every check and every test
+	$(BIN)/python -m pytest
+
+bench: setup ## Measurements that run on this machine alone
+	$(BIN)/python -m benchmarks.batching
+
+clean: ## Remove what set-up made (never data/)
+	rm -rf $(VENV) .cache
+
+.PHONY: help setup serve check test bench clean

@@ -1,0 +1,260 @@
+"""Every tunable of Sightline: typed, frozen, unknown keys refused, units in the names."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Precision = Literal["auto", "fp32", "bf16"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+MiB = 1024 * 1024
+
+
+class SettingsError(ValueError):
+    """The settings are wrong; the message names each key and what is accepted."""
+
+
+class Frozen(BaseModel):
+    """A settings group: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScaleSettings(Frozen):
+    """How many replicas of a deployment run, and what each asks Ray for.
+
+    `replicas` is the fixed count; setting `max_replicas` above it turns on
+    autoscaling between the two. On one small machine `cpus` is a scheduling
+    fraction and the replica's threads share the machine; from 1 upwards the
+    replica uses that many threads.
+    """
+
+    replicas: Positive = 1
+    max_replicas: Positive | None = None
+    target_ongoing_requests: Seconds = 16
+    max_ongoing_requests: Positive = 256
+    cpus: float = Field(default=0.1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})"
+            )
+        return self
+
+
+class BatchSettings(Frozen):
+    """The shape of a batch. `max_cost` bounds rows times the longest row (tokens, or images)."""
+
+    max_items: Positive = 32
+    max_cost: Positive = 8192
+    stall_timeout_s: Seconds = Field(
+        default=120, description="a forward pass that runs longer makes the replica unhealthy"
+    )
+
+
+class ModelSettings(Frozen):
+    """Where a model comes from and how it runs."""
+
+    source: str = Field(
+        default="auto",
+        description="`auto`, `starter`, a hub id such as openai/clip-vit-base-patch32, or a local directory",
+    )
+    revision: str | None = Field(default=None, description="hub revision; the default branch when left out")
+    engine: Literal["auto", "openvino", "torch"] = "auto"
+    precision: Precision = "auto"
+    threads: Positive | None = Field(
+        default=None, description="engine threads; from `scale.cpus` when left out"
+    )
+    batch: BatchSettings = BatchSettings()
+    scale: ScaleSettings = ScaleSettings()
+
+
+class ClipSettings(ModelSettings):
+    """The image and text encoder. `hub_id` is what `source: auto` looks for."""
+
+    name: Name = "clip"
+    hub_id: str = "openai/clip-vit-base-patch32"
+    image_batch: BatchSettings = BatchSettings(max_cost=32)
+
+
+class ClassifierSettings(ModelSettings):
+    """One text classifier. `hub_id` is what `source: auto` looks for."""
+
+    hub_id: str | None = None
+
+
+class PreprocessorSettings(Frozen):
+    """The pool that turns image bytes into pixels."""
+
+    threads: Positive | None = Field(
+        default=None, description="decoding threads; from `scale.cpus` when left out"
+    )
+    images_per_call: Positive = Field(default=8, description="images of one request that travel together")
+    scale: ScaleSettings = ScaleSettings()
+
+
+class IndexSettings(Frozen):
+    """The vector index: one writer, its files under `data_dir/index`."""
+
+    cpus: float = Field(default=0.1, ge=0)
+    max_ongoing_requests: Positive = 256
+    threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")
+    max_search_limit: Positive = 10_000
+    compact_ratio: float = Field(
+        default=0.2, gt=0, le=1, description="share of dead rows at which the in-memory index is rebuilt"
+    )
+
+
+class LimitSettings(Frozen):
+    """What one request, and all requests together, may ask for."""
+
+    max_body_bytes: Positive = 32 * MiB
+    max_images: Positive = 64
+    max_texts: Positive = 2048
+    max_text_chars: Positive = 100_000
+    max_image_pixels: Positive = 64_000_000
+    max_labels: Positive = 256
+    max_metadata_bytes: Positive = 64 * 1024
+    max_inflight_items: Positive = Field(
+        default=4096, description="images and texts being worked on per gateway; beyond it 429"
+    )
+    request_timeout_s: Seconds = 60
+    retry_after_s: Positive = 1
+
+
+class FetchSettings(Frozen):
+    """Fetching `https://` images on a caller's behalf; off unless switched on."""
+
+    enabled: bool = False
+    timeout_s: Seconds = 10
+    max_bytes: Positive = 32 * MiB
+    max_redirects: Annotated[int, Field(ge=0)] = 3
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="private networks that may be fetched from as well"
+    )
+    ca_file: Path | None = Field(default=None, description="extra certificate authority, PEM")
+
+
+class AuthSettings(Frozen):
+    """API keys. With neither configured, every route is open."""
+
+    keys_env: str = Field(
+        default="SIGHTLINE_API_KEYS", description="environment variable: keys split by commas"
+    )
+    keys_file: Path | None = Field(default=None, description="file with one key a line")
+    open_docs: bool = True
+
+
+class GatewaySettings(Frozen):
+    """The HTTP ingress."""
+
+    texts_per_call: Positive = Field(default=256, description="texts of one request that travel together")
+    scale: ScaleSettings = ScaleSettings(max_ongoing_requests=1024)
+
+
+class Settings(Frozen):
+    """The whole application. `serve_config.yaml` gives the values under `args`."""
+
+    data_dir: Path = Path("data")
+    cache_dir: Path = Field(default=Path(".cache"), description="fetched weights; safe to delete")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    clip: ClipSettings = ClipSettings()
+    classifiers: Mapping[Name, ClassifierSettings] = Field(default_factory=dict)
+    preprocessor: PreprocessorSettings = PreprocessorSettings()
+    index: IndexSettings = IndexSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    limits: LimitSettings = LimitSettings()
+    fetch_urls: FetchSettings = FetchSettings()
+    auth: AuthSettings = AuthSettings()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.clip.name in self.classifiers:
+            raise ValueError(f"clip.name and a classifier are both called {self.clip.name!r}; rename one")
+        return self
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> Self:
+        """Build settings from nested mappings or dotted keys (`clip.source=starter`), or both.
+
+        Values given as strings are read as YAML where the field is not a string itself, so
+        `key=value` arguments on a command line work for every type.
+
+        Raises:
+            SettingsError: an unknown key (the nearest known one is named) or a bad value.
+        """
+        nested = _nest(args)
+        unknown = list(_unknown_keys(cls, nested, ""))
+        if unknown:
+            raise SettingsError("; ".join(unknown))
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+            raise SettingsError("; ".join(problems)) from None
+
+
+def _nest(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys become nested mappings; strings that look like YAML collections are read as such."""
+    nested: dict[str, Any] = {}
+    for key, value in args.items():
+        if isinstance(value, Mapping):
+            value = _nest(value)
+        elif isinstance(value, str) and value[:1] in "[{":
+            value = yaml.safe_load(value)
+        elif isinstance(value, str) and value.lower() in ("null", "none"):
+            value = None
+        *groups, last = key.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"{key}: {group!r} already has a value and cannot hold keys")
+        if isinstance(value, dict) and isinstance(target.get(last), dict):
+            target[last].update(value)
+        else:
+            target[last] = value
+    return nested
+
+
+def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            yield f"unknown setting {path + key!r}{_hint(key, model)}"
+        elif isinstance(value, Mapping):
+            group, is_mapping = _group_of(field.annotation)
+            if group and is_mapping:
+                for name, inner in value.items():
+                    if isinstance(inner, Mapping):
+                        yield from _unknown_keys(group, inner, f"{path}{key}.{name}.")
+            elif group:
+                yield from _unknown_keys(group, value, f"{path}{key}.")
+
+
+def _group_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The settings group a field holds, and whether it holds a mapping of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return next((g for g in map(_group_of, arguments) if g[0]), (None, False))
+    if arguments and (group := _group_of(arguments[-1])[0]):
+        return group, True
+    return None, False
+
+
+def _hint(key: str, model: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(model.model_fields)}"

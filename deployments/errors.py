@@ -1,0 +1,45 @@
+"""Typed errors of the deployments; they survive pickling, so they can cross processes whole."""
+
+from typing import Any
+
+
+class SightlineError(Exception):
+    """Base of every error a caller can be told about.
+
+    `index` is the place of the offending item in the list the caller passed, where there is one.
+    Subclasses add no constructor arguments, so that pickling needs nothing but `args`.
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message, index)
+        self.message = message
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.message
+
+    def at(self, index: int) -> "SightlineError":
+        """The same error, pointing at item `index`."""
+        return type(self)(self.message, index)
+
+
+class BadInput(SightlineError):  # noqa: N818 — the name every model contract uses
+    """An item is well-formed for its transport but no model can use it (422)."""
+
+
+class Overloaded(SightlineError):  # noqa: N818
+    """More work is queued than will be done in time; nothing was started (429)."""
+
+
+class NotReady(SightlineError):  # noqa: N818
+    """The model or index this needs cannot answer now (503)."""
+
+
+class ModelFailed(SightlineError):  # noqa: N818
+    """The model raised on a batch; every waiter of that batch is told (503)."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error as it was raised, out of any wrapper a remote call put around it."""
+    cause: Any = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

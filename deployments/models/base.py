@@ -1,0 +1,66 @@
+"""The contract every model keeps: `pre` an item, `forward` a batch, `post` a batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded model is, as `GET /v1/models` shows it."""
+
+    id: str
+    task: Literal["embedding", "text-classification"]
+    source: str  # where the weights came from, in words: "starter: …", a hub id with revision, a path
+    fingerprint: str  # sha256 over weights and preprocessing, 64 hex digits; precision does not change it
+    engine: str  # "openvino", "torch-cpu", "torch-cuda"
+    precision: str  # "fp32", "bf16" or "fp16": what runs, never "auto"
+    dimensions: int | None = None  # length of an embedding
+    image_size: int | None = None  # side of the square the image tower takes, pixels
+    logit_scale: float | None = None  # factor on cosine before softmax, for zero-shot
+    label_template: str | None = None  # zero-shot prompt, with {label}
+    labels: tuple[str, ...] = ()
+    max_tokens: int | None = None  # longer texts are truncated, special tokens included
+    notes: tuple[str, ...] = ()  # what an operator should know: a fallback taken, a limit
+
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Output = TypeVar("Output")
+
+
+class Model(ABC, Generic[Item, Prepared, Output]):
+    """One loaded model (or one tower of it).
+
+    `pre` runs per item on the CPU before the batch queue and may raise BadInput;
+    `forward` takes prepared items, returns as many raw rows; `post` shapes them.
+    """
+
+    @abstractmethod
+    def pre(self, item: Item) -> Prepared:
+        """Validate and convert one item. Raises BadInput."""
+
+    def length(self, prepared: Prepared) -> int:
+        """The row's cost unit in a batch: tokens for text, 1 for an image."""
+        return 1
+
+    @abstractmethod
+    def forward(self, batch: Sequence[Prepared]) -> NDArray[Any]:
+        """Run the network: n prepared items in, an array of n rows out."""
+
+    @abstractmethod
+    def post(self, rows: NDArray[Any]) -> Sequence[Output]:
+        """Shape the raw rows into n outputs."""
+
+    def run(self, batch: Sequence[Prepared]) -> Sequence[Output]:
+        """forward and post; asserts one output per item."""
+        outputs = self.post(self.forward(batch))
+        assert len(outputs) == len(batch), f"{len(batch)} items in, {len(outputs)} out"
+        return outputs

@@ -1,0 +1,23 @@
+"""Where one request's time went: the one struct behind Server-Timing and the stage metrics."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds a request spent in each stage."""
+
+    queue: float = 0.0
+    preprocess: float = 0.0
+    model: float = 0.0
+    index: float = 0.0
+
+    def alongside(self, other: "StageTimes") -> "StageTimes":
+        """Both ran at once: the longer of each stage."""
+        return StageTimes(
+            **{f.name: max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+    def then(self, other: "StageTimes") -> "StageTimes":
+        """One ran after the other: the sum of each stage."""
+        return StageTimes(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
