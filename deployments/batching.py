@@ -208,6 +208,11 @@ class BatchQueue(Generic[Item, Output]):
         self._running: dict[_Batch[Item, Output], asyncio.Future[None]] = {}
         self._ended: SightlineError | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Items queued and in no batch yet."""
+        return len(self._waiting)
+
     async def submit(self, items: Sequence[Item]) -> Batched[Output]:
         """Run the items in as few batches as they fit; a cancelled submit takes out those still queued.
 
@@ -226,10 +231,10 @@ class BatchQueue(Generic[Item, Output]):
         lengths = [max(1, operator.index(self._length(item))) for item in items]
         if not lengths:
             return Batched([], 0.0, 0.0)
-        queued = len(self._waiting)
-        if queued + len(lengths) > self._max_queued_items:
+        if self.waiting + len(lengths) > self._max_queued_items:
             raise Overloaded(
-                f"{self._name}: {queued} items wait, {len(lengths)} more would pass {self._max_queued_items}"
+                f"{self._name}: {self.waiting} items wait, the limit is {self._max_queued_items}, "
+                f"so {len(lengths)} more cannot be queued"
             )
         request = _Request[Item, Output](loop.create_future(), time.perf_counter())
         self._requests.add(request)
@@ -313,7 +318,7 @@ class BatchQueue(Generic[Item, Output]):
     def _report(self, batch: _Batch[Item, Output]) -> None:
         if self._on_batch:
             try:
-                self._on_batch(batch.report(self._name, len(self._waiting)))
+                self._on_batch(batch.report(self._name, self.waiting))
             except Exception:
                 logger.exception("%s: on_batch failed", self._name)
 

@@ -1,0 +1,50 @@
+"""A model whose outputs name their inputs and whose forwards can be held, to test what surrounds a model."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+PATIENCE_S = 20  # far beyond any wait of a passing test; only a broken one reaches it
+
+
+class FakeModel:
+    """Call it with a batch of texts. `answers` replaces single outputs, `raises` fails whole batches."""
+
+    def __init__(
+        self,
+        answers: Mapping[str, Exception] | None = None,
+        raises: Mapping[str, BaseException] | None = None,
+        held: bool = False,
+    ) -> None:
+        self.batches: list[list[str]] = []
+        self._answers = answers or {}
+        self._raises = raises or {}
+        self._free = threading.Event()
+        if not held:
+            self.release()
+
+    def __call__(self, batch: Sequence[str]) -> list[str | Exception]:
+        self.batches.append(list(batch))
+        if not self._free.wait(PATIENCE_S):
+            raise TimeoutError("the test never released the model")
+        for item in batch:
+            if item in self._raises:
+                raise self._raises[item]
+        return [self._answers.get(item, self.output(item)) for item in batch]
+
+    @staticmethod
+    def output(item: str) -> str:
+        return f"output of {item}"
+
+    def release(self) -> None:
+        self._free.set()
+
+    async def entered(self, batches: int) -> None:
+        """Wait until this many forwards have begun."""
+        await until(lambda: len(self.batches) >= batches)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 — other threads make it true, and set no asyncio.Event
+            await asyncio.sleep(0.001)
