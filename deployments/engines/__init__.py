@@ -1,0 +1,1 @@
+"""Engines run a network: OpenVINO on CPU, torch on CUDA and as the reference."""

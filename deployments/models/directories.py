@@ -1,0 +1,54 @@
+"""A model directory in Hugging Face layout, looked at without loading it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from configs.settings import SettingsError
+
+
+def check_directory(directory: Path) -> Path:
+    """The directory itself, if it has config.json and safetensors. Raises SettingsError."""
+    if not directory.is_dir():
+        raise SettingsError(f"the model directory {directory} does not exist on this machine")
+    if not (directory / "config.json").is_file():
+        raise SettingsError(f"the model directory {directory} has no config.json")
+    weight_files(directory)
+    return directory
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises SettingsError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} must hold a JSON object")
+    return value
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model: model.safetensors, or the shards its index names."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = sorted({directory / name for name in read_json(index).get("weight_map", {}).values()})
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise SettingsError(f"{directory} lacks {', '.join(missing)}, which its index names")
+        return shards
+    raise SettingsError(
+        f"{directory} has no model.safetensors (nor model.safetensors.index.json); "
+        "other weight formats can hold code and are not loaded: save the model as safetensors"
+    )
+
+
+def require_type(directory: Path, model_type: str) -> dict[str, Any]:
+    """config.json, checked to be of `model_type`."""
+    config = read_json(directory / "config.json")
+    if config.get("model_type") != model_type:
+        raise SettingsError(
+            f"{directory} holds a model of type {config.get('model_type')!r}; accepted here: {model_type!r}"
+        )
+    return config

@@ -1,0 +1,159 @@
+"""Image bytes to the square of pixels an image tower takes: checked, oriented, resized, cropped."""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+
+from deployments.errors import BadInput
+from deployments.models.base import Pixels
+
+ACCEPTED: Final = "accepted are JPEG, PNG, WebP, GIF, BMP and TIFF"
+
+# Part of every image model's fingerprint: raise it when `decode` changes what pixels come out.
+PREPROCESSING: Final = "shortest side, bicubic with antialias, centre crop; version 1"
+
+_ORIENTATION_TAG: Final = 0x0112
+
+# Longer strips are resized only where the centre square comes from: a 1x10000 image would otherwise
+# become 224x2240000 first. Below it the whole image is resized, which keeps every pixel equal to the
+# transformers processor (Pillow orders its two passes by the sizes it is given, and so rounds otherwise).
+_LONGEST_ASPECT: Final = 8
+
+# The plugins are called directly, not through `Image.open`: nothing but these six formats can be
+# reached, and Pillow's process-wide pixel limit, which warns, never takes part beside our own.
+_OPENERS: Final[dict[str, Callable[[BytesIO, str], ImageFile]]] = {
+    "image/jpeg": JpegImagePlugin.JpegImageFile,
+    "image/png": PngImagePlugin.PngImageFile,
+    "image/webp": WebPImagePlugin.WebPImageFile,
+    "image/gif": GifImagePlugin.GifImageFile,
+    "image/bmp": BmpImagePlugin.BmpImageFile,
+    "image/tiff": TiffImagePlugin.TiffImageFile,
+}
+
+
+def media_type(data: bytes) -> str | None:
+    """The media type by the first bytes, or None for anything that is not an accepted image."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if data.startswith(b"BM"):
+        return "image/bmp"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):  # + is BigTIFF
+        return "image/tiff"
+    return None
+
+
+def decode(data: bytes, size: int, max_pixels: int) -> Pixels:
+    """Decode one image to uint8[size, size, 3] RGB, as CLIP's own preprocessing does.
+
+    The EXIF orientation is applied, transparency is laid over white, the shortest side becomes
+    `size` (bicubic with antialias) and the centre is cut out. JPEGs are decoded at a reduced DCT
+    scale of at least twice `size`. Of an animation or a multi-page file, the first frame counts.
+
+    Raises:
+        BadInput: not an accepted format, more than `max_pixels` by its header, truncated or corrupt.
+    """
+    kind = media_type(data)
+    if kind is None:
+        found = "it is empty" if not data else f"it begins with {data[:8].hex(' ')}"
+        raise BadInput(f"the data is not an image of a known format ({found}); {ACCEPTED}")
+    name = kind.removeprefix("image/").upper()
+    try:
+        image = _OPENERS[kind](BytesIO(data), "")
+    except Exception as error:  # Pillow's parsers raise whatever the broken bytes lead them to
+        raise BadInput(f"the {name} image's header cannot be read ({_reason(error)}); {ACCEPTED}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadInput(
+            f"the image has {width} by {height} = {width * height} pixels; at most {max_pixels} are accepted"
+        )
+    if width < 1 or height < 1:
+        raise BadInput(f"the image is empty: {width} by {height} pixels")
+    try:
+        if kind == "image/jpeg":
+            image.draft(None, (2 * size, 2 * size))
+        image.load()
+        rgb = _to_rgb(_upright(image))
+        return np.asarray(_crop(rgb, size))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"the {name} image is truncated or corrupt ({_reason(error)}); send a complete file"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation. Damaged EXIF data is no reason to refuse the pixels."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bit(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image)
+        return canvas
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, to 8 bits; Pillow's own convert would clip at 255.
+
+    Integers up to 65535 keep the 16-bit scale and larger ones the 32-bit scale; floats up to 1.0 are
+    taken as 0 to 1, larger ones as 0 to 255. NaN becomes black.
+    """
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey, nan=0.0)
+        scaled = grey * np.float32(255) if grey.max() <= 1 else grey
+    else:
+        # 65535 / 257 = 255 and 2^32 / 2^24 = 256: the whole range maps onto 0 to 255.
+        scaled = grey / np.float32(257) if grey.max() <= 65535 else grey.astype(np.uint32) / np.float32(2**24)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shortest side to `size` and cut out the centre square, rounding as transformers does."""
+    width, height = image.size
+    short = min(width, height)
+    # `int(a / b)` and not `a // b`: the processor's own arithmetic decides which pixel is the last.
+    scaled_width, scaled_height = int(size * width / short), int(size * height / short)
+    left, top = (scaled_width - size) // 2, (scaled_height - size) // 2
+    if max(width, height) <= _LONGEST_ASPECT * short:
+        whole = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
+        return whole.crop((left, top, left + size, top + size))
+    x_scale, y_scale = width / scaled_width, height / scaled_height
+    box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
+    # Rounding must not carry the box past the edge, which Pillow refuses.
+    return image.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(*box[:2], min(box[2], width), min(box[3], height))
+    )

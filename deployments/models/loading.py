@@ -1,0 +1,42 @@
+"""From a source to a loaded, compiled and warmed-up model."""
+
+from pathlib import Path
+
+from configs.settings import ClassifierSettings, ClipSettings
+from deployments.models.sources import Source
+from deployments.models.towers import Classifier, Encoder
+
+__all__ = ["Classifier", "Encoder", "load_classifier", "load_encoder"]
+
+
+def load_encoder(source: Source, settings: ClipSettings, cache_dir: Path, threads: int) -> Encoder:
+    """Load the image and text encoder, fetching its weights first if need be; takes seconds.
+
+    Raises:
+        SettingsError: the directory holds no whole CLIP model.
+        NotReady: the weights could not be fetched.
+    """
+    directory = source.fetch(cache_dir)
+    # Imported late: each family brings in what it needs of torch and transformers.
+    if source.kind == "starter":
+        from deployments.models import starter
+
+        return starter.load(directory, settings, threads, source.notes)
+    from deployments.models import clip
+
+    return clip.load(directory, settings, threads, str(source), source.notes)
+
+
+def load_classifier(
+    name: str, source: Source, settings: ClassifierSettings, cache_dir: Path, threads: int
+) -> Classifier:
+    """Load one text classifier, fetching its weights first if need be; takes seconds.
+
+    Raises:
+        SettingsError: the directory holds no whole DistilBERT classifier.
+        NotReady: the weights could not be fetched, or the source is unavailable.
+    """
+    directory = source.fetch(cache_dir)
+    from deployments.models import distilbert
+
+    return distilbert.load(name, directory, settings, threads, str(source), source.notes)

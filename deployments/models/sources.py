@@ -1,0 +1,118 @@
+"""Where a model's weights come from: decided once when the application is built, fetched in the replica."""
+
+import argparse
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from configs.settings import ClassifierSettings, ClipSettings, SettingsError
+from deployments.errors import NotReady, SightlineError
+from deployments.models import hub
+from deployments.models.directories import check_directory
+from deployments.models.packages import fetch_starter
+
+_log = logging.getLogger("sightline")
+
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model's origin. It is picklable, so that every replica gets the same answer."""
+
+    kind: Literal["directory", "hub", "starter", "unavailable"]
+    location: str  # absolute path, hub id, or ""
+    revision: str | None = None  # the hub's commit
+    notes: tuple[str, ...] = ()  # what an operator should know
+
+    def __str__(self) -> str:
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        return f"{self.kind}: {self.location}{revision}" if self.location else self.kind
+
+    def fetch(self, cache_dir: Path) -> Path:
+        """The directory with the weights, downloaded if it is not there yet. Safe to call at once from many.
+
+        Raises:
+            SettingsError: a local directory is missing or incomplete on this machine.
+            NotReady: the download failed, or there is no source.
+        """
+        if self.kind == "directory":
+            return check_directory(Path(self.location))
+        if self.kind == "hub":
+            return hub.download(self.location, self.revision, cache_dir)
+        if self.kind == "starter":
+            return fetch_starter(cache_dir)
+        raise NotReady("; ".join(self.notes) or "no source is configured")
+
+
+def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, has_starter: bool) -> Source:
+    """Decide where the weights come from; `source: auto` looks at the hub for a few seconds at most.
+
+    Raises:
+        SettingsError: the directory or hub model that the settings name cannot be used.
+    """
+    wanted = settings.source
+    if wanted == "starter":
+        return _starter((), has_starter)
+    if wanted == "auto":
+        return _auto(settings, cache_dir, has_starter)
+    if Path(wanted).expanduser().is_dir():
+        return Source("directory", str(check_directory(Path(wanted).expanduser().resolve())))
+    if not _HUB_ID.fullmatch(wanted):
+        raise SettingsError(f"source {wanted!r} is not a directory; {_ACCEPTED}")
+    revision, reason = hub.find(wanted, settings.revision, cache_dir)
+    if revision is None:
+        raise SettingsError(
+            f"source {wanted!r} is neither a directory nor a model in the cache or on the hub ({reason}); "
+            + _ACCEPTED
+        )
+    return Source("hub", wanted, revision)
+
+
+_ACCEPTED: Final = (
+    "accepted: `auto`, `starter`, a hub id such as openai/clip-vit-base-patch32, or a directory with "
+    "config.json, safetensors weights and a tokenizer"
+)
+
+
+def _auto(settings: ClipSettings | ClassifierSettings, cache_dir: Path, has_starter: bool) -> Source:
+    if settings.hub_id is None:
+        return _starter(("no hub_id is configured for `source: auto`",), has_starter)
+    revision, reason = hub.find(settings.hub_id, settings.revision, cache_dir)
+    if revision is not None:
+        return Source("hub", settings.hub_id, revision)
+    note = f"{settings.hub_id} is not in the cache and the hub did not give it ({reason})"
+    if has_starter:
+        note += "; the starter model stands in for it: real answers, of lower quality"
+    return _starter((note,), has_starter)
+
+
+def _starter(notes: tuple[str, ...], has_starter: bool) -> Source:
+    if not has_starter:
+        notes = (*notes, "there is no starter for this model: name a hub id or a directory as its source")
+    for note in notes:
+        _log.warning(note)
+    return Source("starter" if has_starter else "unavailable", "", notes=notes)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetch the starter's weights ahead of the first start."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.models.sources", description=main.__doc__)
+    parser.add_argument("--cache-dir", type=Path, default=Path(".cache"))
+    cache_dir: Path = parser.parse_args(arguments).cache_dir
+    begun = time.monotonic()
+    try:
+        directory = fetch_starter(cache_dir)
+    except SightlineError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"starter models in {directory} ({time.monotonic() - begun:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

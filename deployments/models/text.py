@@ -1,0 +1,98 @@
+"""Text to token ids: checked, truncated to the model's limit, padded only to the longest of its batch."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from configs.settings import SettingsError
+from deployments.errors import BadInput
+
+# One text's token ids, int64, special tokens included, not padded.
+Tokens = NDArray[np.int64]
+
+# A word rarely has more than 16 characters, so this many per allowed token nearly always fill the
+# model's limit at the first try; what is cut off could not have changed the answer.
+_WINDOW_CHARS_PER_TOKEN: Final = 16
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# Only what every tokenizer takes for a space: BERT's drops \x1c to \x1f, which `\s` would match.
+_SPACE: Final = re.compile("[ \t\r\n]")
+
+
+class TextTokenizer:
+    """The tokenizer of a model directory, held to `max_tokens` with the end token kept."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_directory(cls, directory: Path, max_tokens: int) -> "TextTokenizer":
+        """From tokenizer.json, or built from vocab.json and merges.txt, or vocab.txt.
+
+        Raises:
+            SettingsError: the directory holds none of these.
+        """
+        if (directory / "tokenizer.json").is_file():
+            return cls(Tokenizer.from_file(str(directory / "tokenizer.json")), max_tokens)
+        if not ((directory / "vocab.json").is_file() or (directory / "vocab.txt").is_file()):
+            raise SettingsError(
+                f"{directory} has no tokenizer: tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+            )
+        from transformers import AutoTokenizer  # slow to import, and rarely needed
+
+        fast = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
+        return cls(fast.backend_tokenizer, max_tokens)
+
+    def definition(self) -> str:
+        """Everything that decides the ids, for a fingerprint."""
+        return self._tokenizer.to_str()
+
+    def encode(self, text: str) -> Tokens:
+        """Token ids of one text.
+
+        Raises:
+            BadInput: not a string, or characters that are no text: NUL, or half a surrogate pair.
+        """
+        if not isinstance(text, str):
+            raise BadInput(f"a text must be a string, not {type(text).__name__}")
+        if "\0" in text:
+            raise BadInput(f"the text has a NUL character at position {text.index(chr(0))}")
+        if (lone := _SURROGATE.search(text)) is not None:
+            raise BadInput(
+                f"the text has half a surrogate pair at position {lone.start()}: not valid Unicode"
+            )
+        window = self.max_tokens * _WINDOW_CHARS_PER_TOKEN
+        while True:
+            part, whole = _words(text, window)
+            ids = self._tokenizer.encode(part).ids
+            if whole or len(ids) >= self.max_tokens:
+                return np.array(ids, dtype=np.int64)
+            window *= 4
+
+
+def _words(text: str, window: int) -> tuple[str, bool]:
+    """The first `window` characters or more, up to a space, and whether that is all of the text.
+
+    Cut at a space, the tokens of what is kept are the ones they would be in the whole text.
+    """
+    space = _SPACE.search(text, window)
+    return (text, True) if space is None else (text[: space.start()], False)
+
+
+def pad(batch: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and attention mask, both int64[n, longest]."""
+    longest = max(map(len, batch))
+    ids = np.full((len(batch), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(batch), longest), dtype=np.int64)
+    for row, tokens in enumerate(batch):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask

@@ -1,0 +1,109 @@
+"""The two kinds of model every family is made of, an image tower and a text tower, over an engine."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.engines.protocol import Engine
+from deployments.errors import BadInput
+from deployments.models.base import Model, ModelInfo, Pixels, Vectors
+from deployments.models.text import TextTokenizer, Tokens, pad
+
+# (rows, tokens) of the warm-up: single requests, a page of them, and a full batch of short texts.
+_WARM_TEXT: Final = ((1, 8), (1, 16), (4, 16), (16, 16), (32, 32))
+_WARM_IMAGES: Final = (1, 2, 8, 32)
+
+
+class ImageTower(Model[Pixels, Pixels, Vectors]):
+    """Pixels uint8[size, size, 3] to unit vectors float32[dimensions]."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        self.engine = engine
+        self.size = size
+
+    def pre(self, item: Pixels) -> Pixels:
+        """Raises BadInput unless the item is what `images.decode` gives."""
+        expected = (self.size, self.size, 3)
+        if item.dtype != np.uint8 or item.shape != expected:
+            raise BadInput(f"pixels must be uint8{list(expected)}")
+        return item
+
+    def forward(self, batch: Sequence[Pixels]) -> NDArray[np.float32]:
+        """float32[n, dimensions]; normalisation of the pixels is part of the network."""
+        return self.engine(np.stack(batch))
+
+    def post(self, rows: Vectors) -> Sequence[Vectors]:
+        return list(rows)
+
+    def warm_up(self) -> None:
+        """Run a few batch sizes, so that the first request finds kernels and memory ready."""
+        for n in _WARM_IMAGES:
+            self.forward([np.zeros((self.size, self.size, 3), np.uint8)] * n)
+
+
+class TextTower(Model[str, Tokens, Vectors]):
+    """Texts to rows of float32: unit vectors of an encoder, or logits of a classifier.
+
+    A network under a causal mask is not `masked`: padding stands after the end token, which sees
+    nothing behind itself, so ids alone give the same vectors.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer, *, pad_id: int, masked: bool) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self._pad_id = pad_id
+        self._masked = masked
+
+    def pre(self, item: str) -> Tokens:
+        """Token ids, truncated to the model's limit. Raises BadInput."""
+        return self.tokenizer.encode(item)
+
+    def length(self, prepared: Tokens) -> int:
+        return len(prepared)
+
+    def forward(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
+        """float32[n, outputs]; rows are padded to the longest of this batch."""
+        ids, mask = pad(batch, self._pad_id)
+        return self.engine(ids, mask) if self._masked else self.engine(ids)
+
+    def post(self, rows: Vectors) -> Sequence[Vectors]:
+        return list(rows)
+
+    def warm_up(self) -> None:
+        """Run a few shapes, so that the first request finds kernels and memory ready."""
+        token = self.tokenizer.encode("a")[:1]
+        for n, length in _WARM_TEXT:
+            self.forward([np.repeat(token, min(length, self.tokenizer.max_tokens))] * n)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded and warmed-up pair of towers that embed into one space."""
+
+    info: ModelInfo
+    image: ImageTower
+    text: TextTower
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded and warmed-up text classifier; its rows are logits in the order of `info.labels`."""
+
+    info: ModelInfo
+    text: TextTower
+
+
+def fingerprint(weights: Iterable[Path], *definitions: str) -> str:
+    """sha256 over the weight files' bytes and whatever else decides the output, 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(weights):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for definition in definitions:
+        digest.update(hashlib.sha256(definition.encode()).digest())
+    return digest.hexdigest()
