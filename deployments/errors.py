@@ -27,6 +27,10 @@ class BadInput(SightlineError):  # noqa: N818 — the name every model contract 
     """An item is well-formed for its transport but no model can use it (422)."""
 
 
+class TooLarge(BadInput):
+    """An item is over a limit on its size; the message names the limit (413)."""
+
+
 class Overloaded(SightlineError):  # noqa: N818
     """More work is queued than will be done in time; nothing was started (429)."""
 

@@ -1,0 +1,44 @@
+"""The encoder deployment: pixels and texts to vectors of one space, each tower with its own batch queue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from configs.settings import ClipSettings
+from deployments.models.base import ModelInfo, Pixels, Vectors
+from deployments.models.loading import load_encoder
+from deployments.models.sources import Source
+from deployments.served_model import ServedModel
+from deployments.threads import threads_for
+from deployments.timing import StageTimes
+
+
+class ClipEncoder:
+    """Owns one loaded encoder; ready once both towers have been warmed up."""
+
+    def __init__(self, source: Source, settings: ClipSettings, cache_dir: Path) -> None:
+        threads = threads_for(settings.threads, settings.scale.cpus)
+        encoder = load_encoder(source, settings, cache_dir, threads)
+        self._info = encoder.info
+        self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
+        self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
+
+    async def embed_images(self, pixels: Pixels) -> tuple[Vectors, int, StageTimes]:
+        """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions]; an image counts no tokens."""
+        served = await self._image(list(pixels))
+        return np.stack(served.outputs), 0, served.times
+
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int, StageTimes]:
+        """n texts to L2-normalised float32[n, dimensions] and the tokens they took. Raises BadInput."""
+        served = await self._text(texts)
+        return np.stack(served.outputs), served.length, served.times
+
+    async def info(self) -> ModelInfo:
+        """What is loaded; raises when it cannot answer requests."""
+        self.check_health()
+        return self._info
+
+    def check_health(self) -> None:
+        self._image.check()
+        self._text.check()

@@ -1,0 +1,47 @@
+"""The image pool: bytes in, checked pixels out, before any queue a bad image would share with others."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from configs.settings import PreprocessorSettings
+from deployments.errors import SightlineError
+from deployments.models.base import Pixels
+from deployments.models.images import decode
+from deployments.threads import threads_for
+from deployments.timing import StageTimes
+
+
+class ImagePreprocessor:
+    """Decodes, orients, resizes and crops; Pillow releases the GIL, so its threads use every core."""
+
+    def __init__(self, settings: PreprocessorSettings, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._pool = ThreadPoolExecutor(threads_for(settings.threads, settings.scale.cpus), "decode")
+
+    async def __call__(self, images: Sequence[bytes], size: int) -> tuple[Pixels, StageTimes]:
+        """uint8[n, size, size, 3] for n encoded images.
+
+        Raises:
+            BadInput, TooLarge: pointing at the first image that cannot be used.
+        """
+        start = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        decoded = await asyncio.gather(
+            *(loop.run_in_executor(self._pool, decode, data, size, self._max_pixels) for data in images),
+            return_exceptions=True,
+        )
+        pixels = []
+        for index, result in enumerate(decoded):
+            if isinstance(result, SightlineError):
+                raise result.at(index)
+            if isinstance(result, BaseException):
+                raise result
+            pixels.append(result)
+        return np.stack(pixels), StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
+
+    async def ready(self) -> None:
+        """Returns while the pool can take work."""

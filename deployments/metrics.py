@@ -1,0 +1,57 @@
+"""The only place metric names exist; all are exported on Ray's Prometheus port."""
+
+from dataclasses import asdict
+
+from ray.util.metrics import Counter, Histogram
+
+from deployments.batching import BatchReport
+from deployments.timing import StageTimes
+
+MILLISECONDS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000]
+ITEMS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+class RequestMetrics:
+    """What the gateway records once per HTTP request."""
+
+    def __init__(self) -> None:
+        self._requests = Counter(
+            "sightline_http_requests", "HTTP requests answered", tag_keys=("route", "method", "status")
+        )
+        self._latency = Histogram(
+            "sightline_http_request_ms",
+            "Time from the request's arrival to its answer's last byte",
+            boundaries=MILLISECONDS,
+            tag_keys=("route", "method"),
+        )
+        self._stages = Histogram(
+            "sightline_stage_ms",
+            "Time a request spent in a stage: queue, preprocess, model, index",
+            boundaries=MILLISECONDS,
+            tag_keys=("stage",),
+        )
+
+    def record(self, route: str, method: str, status: int, total_ms: float, times: StageTimes) -> None:
+        """One finished request; `route` is the path template, so its values stay few."""
+        self._requests.inc(1, {"route": route, "method": method, "status": str(status)})
+        self._latency.observe(total_ms, {"route": route, "method": method})
+        for stage, spent_ms in asdict(times).items():
+            if spent_ms > 0:
+                self._stages.observe(spent_ms, {"stage": stage})
+
+
+class BatchMetrics:
+    """What a model's batch queue records once per batch."""
+
+    def __init__(self, model: str) -> None:
+        self._tags = {"model": model}
+        self._items = Histogram(
+            "sightline_batch_items", "Items in a batch", boundaries=ITEMS, tag_keys=("model",)
+        )
+        self._forward = Histogram(
+            "sightline_forward_ms", "One forward pass", boundaries=MILLISECONDS, tag_keys=("model",)
+        )
+
+    def record(self, report: BatchReport) -> None:
+        self._items.observe(report.items, self._tags)
+        self._forward.observe(report.run_ms, self._tags)

@@ -1,0 +1,87 @@
+"""Binds the deployments into one application: the only file that knows them all."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from configs.settings import ScaleSettings, Settings, SettingsError
+from deployments.clip_encoder import ClipEncoder
+from deployments.image_preprocessor import ImagePreprocessor
+from deployments.models import sources
+from deployments.text_classifier import TextClassifier
+from deployments.vector_index import VectorIndex
+from serve_app.gateway import Gateway
+from serve_app.inference import Unavailable
+
+logger = logging.getLogger("ray.serve")
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """The Sightline application for `serve run`, `serve deploy` and `serve_config.yaml`.
+
+    Args:
+        args: settings as nested mappings or dotted keys, see `configs/settings.py`.
+
+    Raises:
+        SettingsError: an unknown key or a bad value, with what is accepted.
+    """
+    settings = Settings.from_args(args)
+    logging.getLogger("ray.serve").setLevel(settings.log_level)
+    data_dir = _absolute(settings.data_dir, "data_dir")
+    cache_dir = _absolute(settings.cache_dir, "cache_dir")
+
+    # Where weights come from is decided here, once, so that every replica serves the same model.
+    clip_source = sources.resolve(settings.clip, cache_dir, has_starter=True)
+    encoder = _deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir)
+    preprocessor = _deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
+        settings.preprocessor, settings.limits.max_image_pixels
+    )
+    classifiers: dict[str, Application | Unavailable] = {}
+    for name, classifier in settings.classifiers.items():
+        source = sources.resolve(classifier, cache_dir, has_starter=False)
+        if source.kind == "unavailable":
+            classifiers[name] = Unavailable(source)
+            continue
+        deployment = _deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
+        classifiers[name] = deployment.bind(name, source, classifier, cache_dir)
+    # The index is one writer: it never runs twice over the same files.
+    index_scale = ScaleSettings(
+        cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
+    )
+    index = _deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
+    gateway: Application = _deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
+        settings, preprocessor, encoder, classifiers, index
+    )
+    return gateway
+
+
+def _deploy(body: type[Any], scale: ScaleSettings, name: str | None = None) -> Any:
+    """A deployment of `body` under its own name, scaled as the settings say."""
+    options: dict[str, Any] = {
+        "name": name or body.__name__,
+        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        "max_ongoing_requests": scale.max_ongoing_requests,
+    }
+    if scale.max_replicas is None or scale.max_replicas == scale.replicas:
+        options["num_replicas"] = scale.replicas
+    else:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=scale.replicas,
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=scale.target_ongoing_requests,
+        )
+    return serve.deployment(body, **options)
+
+
+def _absolute(path: Path, key: str) -> Path:
+    """`path` made absolute; refused when relative to a directory Ray will delete."""
+    absolute = path.expanduser().absolute()
+    if not path.is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise SettingsError(
+            f"{key}: {str(path)!r} is relative to a temporary directory of Ray; give an absolute path"
+        )
+    return absolute

@@ -1,0 +1,71 @@
+"""API keys: who may call, compared in constant time."""
+
+import hashlib
+import hmac
+import os
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from configs.settings import AuthSettings, SettingsError
+from serve_app.errors import error_response
+
+ALWAYS_OPEN = ("/health/live", "/health/ready", "/ping")
+DOCS = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+
+
+class BearerAuth:
+    """ASGI middleware: answers 401 unless the request carries a configured key."""
+
+    def __init__(self, app: ASGIApp, settings: AuthSettings) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in load_keys(settings)]
+        self._open = frozenset(ALWAYS_OPEN + (DOCS if settings.open_docs else ()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = (
+            scope["type"] != "http"
+            or not self._digests
+            or scope["path"] in self._open
+            or self._known(Headers(scope=scope).get("authorization", ""))
+        )
+        if allowed:
+            await self._app(scope, receive, send)
+            return
+        response = error_response(
+            401,
+            "invalid_api_key",
+            "Missing or wrong API key; send `Authorization: Bearer <key>` with a configured key.",
+            headers={"www-authenticate": "Bearer"},
+        )
+        await response(scope, receive, send)
+
+    def _known(self, authorization: str) -> bool:
+        scheme, _, key = authorization.partition(" ")
+        digest = _digest(key.strip())
+        # Every key is compared, so that the time taken tells nothing about which one was close.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def load_keys(settings: AuthSettings) -> list[str]:
+    """Keys from the environment variable and the file; empty when neither is configured.
+
+    Raises:
+        SettingsError: a key file is configured but cannot be read or holds no key.
+    """
+    keys = [key.strip() for key in os.environ.get(settings.keys_env, "").split(",") if key.strip()]
+    if settings.keys_file is not None:
+        try:
+            lines = settings.keys_file.read_text().splitlines()
+        except OSError as error:
+            raise SettingsError(f"auth.keys_file: cannot read {settings.keys_file}: {error}") from None
+        from_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not from_file:
+            raise SettingsError(f"auth.keys_file: {settings.keys_file} holds no key; put one on each line")
+        keys += from_file
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,127 @@
+"""One table from every error a request can meet to its status, and the body that tells the caller."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from deployments import errors as model_errors
+from index import errors as index_errors
+from serve_app.responses import json_response
+
+
+class ApiError(Exception):
+    """An error found by the gateway itself.
+
+    `param` names the offending part of the request, for instance `input[3]`.
+    """
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+# error type → (status, code); the first match along an error's class hierarchy counts.
+TABLE: Mapping[type[Exception], tuple[int, str]] = {
+    model_errors.TooLarge: (413, "too_large"),
+    model_errors.BadInput: (422, "invalid_input"),
+    model_errors.Overloaded: (429, "overloaded"),
+    model_errors.NotReady: (503, "not_ready"),
+    model_errors.ModelFailed: (503, "model_failed"),
+    index_errors.CollectionNotFound: (404, "collection_not_found"),
+    index_errors.CollectionExists: (409, "collection_exists"),
+    index_errors.ItemNotFound: (404, "item_not_found"),
+    index_errors.ModelMismatch: (409, "model_mismatch"),
+    index_errors.BadFilter: (422, "invalid_filter"),
+    index_errors.BadVector: (422, "invalid_vector"),
+    index_errors.BadItem: (422, "invalid_item"),
+    index_errors.IndexUnavailable: (503, "index_unavailable"),
+    BackPressureError: (429, "overloaded"),
+    DeploymentUnavailableError: (503, "not_ready"),
+    RayActorError: (503, "not_ready"),
+}
+
+TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+
+CODES: Mapping[int, str] = {404: "unknown_route", 405: "method_not_allowed"}
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """`{"error":{"message","type","param","code"}}`, the shape the openai package reads."""
+    body = {
+        "message": message,
+        "type": TYPES.get(status, "invalid_request_error"),
+        "param": param,
+        "code": code,
+    }
+    return json_response({"error": body}, status=status, headers=headers)
+
+
+def install(app: FastAPI, retry_after_s: int) -> None:
+    """Have `app` answer every error of the table, FastAPI's own and the gateway's."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        cause = model_errors.cause_of(error)
+        status, code = next(TABLE[kind] for kind in type(cause).__mro__ if kind in TABLE)
+        index = getattr(cause, "index", None)
+        headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else None
+        # A route whose list is not called `input` says so.
+        list_name = getattr(request.state, "list_name", "input")
+        param = None if index is None or list_name is None else f"{list_name}[{index}]"
+        message = getattr(cause, "message", None) or _IN_WORDS.get(status, str(cause))
+        return error_response(status, code, message, param, headers)
+
+    async def api(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error_response(error.status, error.code, error.message, error.param)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = CODES.get(error.status_code, "invalid_request")
+        return error_response(error.status_code, code, _explain(error), headers=error.headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return error_response(422, "invalid_request", f"{name}: {first['msg']}", name)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in TABLE:
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(ApiError, api)
+    app.add_exception_handler(HTTPException, http)
+
+
+_IN_WORDS = {503: "The part of Sightline this needs is not answering; try again shortly."}
+
+
+def _explain(error: HTTPException) -> str:
+    if error.status_code == 404:
+        return "No such route; GET /docs lists the routes there are."
+    if error.status_code == 405:
+        allowed: Any = (error.headers or {}).get("Allow", "another method")
+        return f"This route does not take that method; it takes {allowed}."
+    return str(error.detail)

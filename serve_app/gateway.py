@@ -1,0 +1,60 @@
+"""The HTTP ingress: holds the handles and limits, builds the FastAPI app whose routes use them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from configs.settings import Settings
+from serve_app import __version__, errors
+from serve_app.auth import BearerAuth
+from serve_app.fetch import ImageFetcher
+from serve_app.inference import Handle, Inference, Unavailable
+from serve_app.inputs import InputReader
+from serve_app.limits import Admission
+from serve_app.middleware import RequestContext
+from serve_app.openapi import DESCRIPTION, describe
+from serve_app.routes import classify, collections, embeddings, health, home, items, models, rerank
+
+
+class Gateway:
+    """Parses, checks limits, calls handles, shapes answers. No model, no pixels, no FAISS."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        preprocessor: Handle,
+        encoder: Handle,
+        classifiers: dict[str, Handle | Unavailable],
+        index: Handle,
+    ) -> None:
+        self.settings = settings
+        self.inference = Inference(settings, preprocessor, encoder, classifiers)
+        self.preprocessor = preprocessor
+        self.index = index
+        self.fetcher = ImageFetcher(settings.fetch_urls)
+        self.inputs = InputReader(settings.limits, self.fetcher)
+        self.admission = Admission(settings.limits)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The ASGI app of one gateway replica."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.fetcher.close()
+
+    app = FastAPI(title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app.state.gateway = gateway
+    for routes in (home, health, models, embeddings, classify, rerank, collections, items):
+        app.include_router(routes.router)
+    describe(app)
+    errors.install(app, gateway.settings.limits.retry_after_s)
+    # Added last runs first: the context wraps authentication, which wraps the routes.
+    app.add_middleware(BearerAuth, settings=gateway.settings.auth)
+    app.add_middleware(RequestContext, timeout_s=gateway.settings.limits.request_timeout_s)
+    return app

@@ -1,0 +1,179 @@
+"""What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.serve.handle import DeploymentHandle
+
+from configs.settings import Settings
+from deployments.errors import SightlineError
+from deployments.models.base import ModelInfo, Vectors
+from deployments.models.sources import Source
+from deployments.timing import StageTimes
+from serve_app.errors import ApiError
+from serve_app.inputs import Content
+from serve_app.middleware import Timing
+from serve_app.remote import call, together
+
+Handle = DeploymentHandle[Any]
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A configured model with no weights to serve; `reason` says what would change that."""
+
+    source: Source
+
+    @property
+    def reason(self) -> str:
+        return " ".join(self.source.notes)
+
+
+class Inference:
+    """Holds the handles of the preprocessor, the encoder and the classifiers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        preprocessor: Handle,
+        encoder: Handle,
+        classifiers: dict[str, Handle | Unavailable],
+    ) -> None:
+        self._settings = settings
+        self._preprocessor = preprocessor
+        self.models: dict[str, Handle | Unavailable] = {settings.clip.name: encoder, **classifiers}
+        self._infos: dict[str, ModelInfo] = {}
+
+    @property
+    def encoder_name(self) -> str:
+        return self._settings.clip.name
+
+    def name_of(self, model: str | None) -> str:
+        """The served model a request means: its name, or the source it was configured with.
+
+        Raises:
+            ApiError: 404 with the models there are.
+        """
+        if model is None:
+            return self.encoder_name
+        if model in self.models:
+            return model
+        clip, classifiers = self._settings.clip, self._settings.classifiers
+        aliases = {clip.source: clip.name, clip.hub_id: clip.name}
+        for name, classifier in classifiers.items():
+            aliases |= {source: name for source in (classifier.source, classifier.hub_id) if source}
+        for word in ("auto", "starter"):
+            aliases.pop(word, None)
+        if model in aliases:
+            return aliases[model]
+        message = f"no model {model!r}; the models here are {', '.join(self.models)}"
+        raise ApiError(404, "model_not_found", message, "model")
+
+    def encoder_named(self, model: str | None) -> str:
+        """Like `name_of`, but 422 for a model that makes no embeddings."""
+        name = self.name_of(model)
+        if name != self.encoder_name:
+            message = f"model {name!r} classifies text and makes no embeddings; use {self.encoder_name!r}"
+            raise ApiError(422, "wrong_task", message, "model")
+        return name
+
+    async def info(self, name: str) -> ModelInfo:
+        """What is loaded under `name`; asked for once, since a new model comes with a new gateway."""
+        if name not in self._infos:
+            self._infos[name] = await self.probe(name)
+        return self._infos[name]
+
+    async def probe(self, name: str) -> ModelInfo:
+        """Asks the replica now. Raises when the model cannot answer."""
+        info: ModelInfo = await call(self._handle(name), "info")
+        return info
+
+    async def embed(
+        self, contents: Sequence[Content], timing: Timing, places: Sequence[int] | None = None
+    ) -> tuple[Vectors, int]:
+        """n contents to float32[n, dimensions] in their order, and the tokens of the texts.
+
+        Raises:
+            BadInput, TooLarge: with `index` the place in `contents`, or what `places` has there.
+        """
+        info = await self.info(self.encoder_name)
+        texts = [i for i, content in enumerate(contents) if isinstance(content, str)]
+        images = [i for i, content in enumerate(contents) if isinstance(content, bytes)]
+        parts = [
+            *(
+                self._part(self._embed_texts, contents, part)
+                for part in _chunks(texts, self._settings.gateway.texts_per_call)
+            ),
+            *(
+                self._part(self._embed_images, contents, part)
+                for part in _chunks(images, self._settings.preprocessor.images_per_call)
+            ),
+        ]
+        vectors = np.empty((len(contents), info.dimensions or 0), dtype=np.float32)
+        tokens = 0
+        try:
+            results = await together(*parts)
+        except SightlineError as error:
+            if error.index is None or places is None:
+                raise
+            raise error.at(places[error.index]) from None
+        for rows_at, (rows, used, _) in results:
+            vectors[rows_at] = rows
+            tokens += used
+        timing.add(reduce(StageTimes.alongside, (times for _, (_, _, times) in results), StageTimes()))
+        return vectors, tokens
+
+    async def classify(
+        self, name: str, texts: Sequence[str], timing: Timing
+    ) -> tuple[NDArray[np.float32], int]:
+        """n texts to logits float32[n, labels] of classifier `name`, and the tokens they took."""
+
+        async def part_of(chunk: Sequence[Any]) -> tuple[Any, int, StageTimes]:
+            answer: tuple[Any, int, StageTimes] = await call(self._handle(name), "classify", chunk)
+            return answer
+
+        places = list(range(len(texts)))
+        parts = (
+            self._part(part_of, texts, part)
+            for part in _chunks(places, self._settings.gateway.texts_per_call)
+        )
+        results = [result for _, result in await together(*parts)]
+        timing.add(reduce(StageTimes.alongside, (times for _, _, times in results), StageTimes()))
+        return np.concatenate([logits for logits, _, _ in results]), sum(used for _, used, _ in results)
+
+    async def _part(
+        self, work: Any, contents: Sequence[Content], places: list[int]
+    ) -> tuple[list[int], tuple[Any, int, StageTimes]]:
+        """Run `work` on the contents at `places`; an error points into the caller's whole list."""
+        try:
+            return places, await work([contents[i] for i in places])
+        except SightlineError as error:
+            raise (error if error.index is None else error.at(places[error.index])) from None
+
+    async def _embed_texts(self, texts: list[str]) -> tuple[Vectors, int, StageTimes]:
+        answer: tuple[Vectors, int, StageTimes] = await call(
+            self._handle(self.encoder_name), "embed_texts", texts
+        )
+        return answer
+
+    async def _embed_images(self, images: list[bytes]) -> tuple[Vectors, int, StageTimes]:
+        size = (await self.info(self.encoder_name)).image_size
+        pixels, decoding = await call(self._preprocessor, "__call__", images, size)
+        vectors, tokens, forward = await call(self._handle(self.encoder_name), "embed_images", pixels)
+        return vectors, tokens, decoding.then(forward)
+
+    def _handle(self, name: str) -> Handle:
+        model = self.models[name]
+        if isinstance(model, Unavailable):
+            raise ApiError(
+                503, "model_unavailable", f"model {name!r} has no weights: {model.reason}", "model"
+            )
+        return model
+
+
+def _chunks(places: list[int], size: int) -> list[list[int]]:
+    return [places[i : i + size] for i in range(0, len(places), size)]

@@ -1,0 +1,99 @@
+"""What callers send as text or image, made into `str` (a text) or `bytes` (an encoded image)."""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from configs.settings import LimitSettings
+from serve_app.errors import ApiError
+from serve_app.fetch import ImageFetcher
+from serve_app.limits import check_counts
+from serve_app.remote import together
+from serve_app.schemas import ImageInput, TextInput
+
+Modality = Literal["text", "image"]
+Content = str | bytes
+Given = str | TextInput | ImageInput
+
+
+class InputReader:
+    """Turns request values into contents, within the limits, fetching URLs where that is on."""
+
+    def __init__(self, limits: LimitSettings, fetcher: ImageFetcher) -> None:
+        self._limits = limits
+        self._fetcher = fetcher
+
+    async def read(
+        self,
+        values: Sequence[Given],
+        modality: Modality | None = None,
+        param: Callable[[int], str] = "input[{}]".format,
+    ) -> list[Content]:
+        """One `str` or `bytes` per value.
+
+        A plain string is a text, unless it is a `data:` URI or `modality` says image. `param` names
+        the part of the request that a value came from, for errors.
+
+        Raises:
+            ApiError: 400 broken base64, 413 too many, 422 of another kind than `modality`.
+        """
+        kinds = [_kind(value, modality, param(i)) for i, value in enumerate(values)]
+        images = kinds.count("image")
+        check_counts(images, len(values) - images, self._limits)
+        return await together(
+            *(
+                self._content(value, kind, param(i))
+                for i, (value, kind) in enumerate(zip(values, kinds, strict=True))
+            )
+        )
+
+    async def _content(self, value: Given, kind: Modality, param: str) -> Content:
+        if isinstance(value, ImageInput):
+            value = value.image
+        elif isinstance(value, TextInput):
+            value = value.text
+        if kind == "image":
+            return await self._image(value, param)
+        if len(value) > self._limits.max_text_chars:
+            message = (
+                f"the text has {len(value)} characters; at most {self._limits.max_text_chars} are accepted"
+            )
+            raise ApiError(413, "text_too_long", message, param)
+        return value
+
+    async def _image(self, value: str, param: str) -> bytes:
+        if value.startswith(("https://", "http://")):
+            return await self._fetcher.fetch(value, param)
+        return decode_base64(value, param)
+
+
+def decode_base64(value: str, param: str) -> bytes:
+    """The bytes of a `data:…;base64,` URI or of bare base64. Raises 400."""
+    if value[:5].lower() == "data:":
+        head, comma, value = value.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            message = "a data URI must look like data:image/jpeg;base64,… with base64 after the comma"
+            raise ApiError(400, "invalid_data_uri", message, param)
+    try:
+        # Line breaks are how many tools write base64; nothing else foreign is let through.
+        return b64decode(value.replace("\n", "").replace("\r", ""), validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"broken base64: {error}; an image is a data URI or bare base64"
+        raise ApiError(400, "invalid_base64", message, param) from None
+
+
+def _kind(value: Given, modality: Modality | None, param: str) -> Modality:
+    kind: Modality
+    if isinstance(value, ImageInput):
+        kind = "image"
+    elif isinstance(value, TextInput):
+        kind = "text"
+    elif modality is not None:
+        return modality
+    else:
+        return "image" if value[:5].lower() == "data:" else "text"
+    if modality not in (None, kind):
+        message = f"modality is {modality!r}, but this input is {kind}; leave modality out to mix"
+        raise ApiError(422, "modality_mismatch", message, param)
+    return kind

@@ -1,0 +1,89 @@
+"""What wraps every request: its clock, its time limit, its metrics and its log line."""
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.metrics import RequestMetrics
+from deployments.timing import StageTimes
+from serve_app.errors import error_response
+
+logger = logging.getLogger("ray.serve")
+
+
+class Timing:
+    """The stage times of one request, added to by whatever handles it."""
+
+    def __init__(self) -> None:
+        self.total = StageTimes()
+
+    def add(self, times: StageTimes) -> None:
+        self.total = self.total.then(times)
+
+
+def timing_of(request: Request) -> Timing:
+    """The clock that RequestContext gave this request."""
+    timing = request.state.timing
+    assert isinstance(timing, Timing)
+    return timing
+
+
+def request_id_of(scope: Scope) -> str:
+    """The caller's request id, or the one Serve's ingress gave; Serve also puts it on the answer."""
+    return Headers(scope=scope).get("x-request-id", "")
+
+
+class RequestContext:
+    """ASGI middleware, the outermost: nothing that goes wrong inside leaves a caller without an answer."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+        self._metrics = RequestMetrics()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        timing = Timing()
+        scope.setdefault("state", {})["timing"] = timing
+        status = 499  # unless an answer starts, the caller went away
+
+        async def send_with_timing(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).append("server-timing", server_timing(timing.total))
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._app(scope, receive, send_with_timing)
+        except TimeoutError:
+            if status != 499:
+                raise  # the answer had begun; all that is left is to cut it short
+            message = f"The request took longer than {self._timeout_s:g} s; send less in one request."
+            await error_response(408, "timeout", message)(scope, receive, send_with_timing)
+        except Exception:
+            logger.exception("request %s to %s failed", request_id_of(scope), scope["path"])
+            if status != 499:
+                raise
+            message = "Sightline failed at this request; the log has the details under its request id."
+            await error_response(500, "internal", message)(scope, receive, send_with_timing)
+        finally:
+            total_ms = (time.perf_counter() - start) * 1e3
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.record(route, scope["method"], status, total_ms, timing.total)
+
+
+def server_timing(times: StageTimes) -> str:
+    """The Server-Timing header's value (W3C Server Timing), milliseconds."""
+    return (
+        f"queue;dur={times.queue:.2f}, preprocess;dur={times.preprocess:.2f}, "
+        f"model;dur={times.model:.2f}, index;dur={times.index:.2f}"
+    )

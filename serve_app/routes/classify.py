@@ -1,0 +1,131 @@
+"""Classification: `/v1/classify`, by a text classifier or zero-shot by the encoder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from serve_app import body, schemas
+from serve_app.errors import ApiError
+from serve_app.inputs import Content
+from serve_app.middleware import Timing, timing_of
+from serve_app.openapi import accepts
+from serve_app.responses import json_response
+from serve_app.routes.context import envelope, gateway_of
+
+router = APIRouter(tags=["classification"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A classification request, whatever content type it came as."""
+
+    contents: list[Content]
+    request: schemas.ClassifyRequest
+
+
+@router.post(
+    "/v1/classify",
+    response_model=schemas.ClassifyResponse,
+    openapi_extra=accepts(schemas.ClassifyRequest, raw_image=True),
+)
+@router.post("/classify", include_in_schema=False)
+async def classify(request: Request) -> Response:
+    """Labels with scores, highest first, one list per input.
+
+    With `labels` the encoder scores each input against them (zero-shot, softmax). A raw image
+    body works with `?model=clip&labels=cat,dog`. `raw_scores` gives logits.
+    """
+    gateway = gateway_of(request)
+    asked = await _read(request)
+    name = gateway.inference.name_of(asked.request.model)
+    work = len(asked.contents) + len(asked.request.labels or ())
+    with gateway.admission.admit(work):
+        if name == gateway.inference.encoder_name:
+            labels, logits, tokens = await _zero_shot(request, asked, timing_of(request))
+        else:
+            labels, logits, tokens = await _text(request, name, asked, timing_of(request))
+    scores = logits if asked.request.raw_scores else softmax(logits)
+    return json_response(
+        {
+            "object": "classify",
+            "model": asked.request.model,
+            "data": [_ranked(labels, row, asked.request.top_k) for row in scores],
+            **envelope(request, tokens),
+        }
+    )
+
+
+async def _read(request: Request) -> Asked:
+    gateway = gateway_of(request)
+    limits = gateway.settings.limits
+    media_type = body.media_type_of(request)
+    if body.is_raw_image(media_type):
+        query: dict[str, Any] = {**request.query_params, "input": []}
+        query.setdefault("model", gateway.inference.encoder_name)
+        if "labels" in query:
+            query["labels"] = [label.strip() for label in query["labels"].split(",")]
+        asked = body.validate(query, schemas.ClassifyRequest)
+        return Asked([await body.read(request, limits.max_body_bytes)], asked)
+    if not body.is_json(media_type):
+        raise body.unsupported(media_type, body.JSON, "image/*", *body.RAW_IMAGE)
+    asked = await body.read_json(request, schemas.ClassifyRequest, limits.max_body_bytes)
+    values = asked.input if isinstance(asked.input, list) else [asked.input]
+    return Asked(await gateway.inputs.read(values, asked.modality), asked)
+
+
+async def _zero_shot(
+    request: Request, asked: Asked, timing: Timing
+) -> tuple[list[str], NDArray[np.float32], int]:
+    """Cosine of each input with each label's prompt, times the model's logit scale."""
+    gateway = gateway_of(request)
+    labels = asked.request.labels
+    if not labels:
+        name = gateway.inference.encoder_name
+        message = f"model {name!r} needs labels to choose from, for instance ['cat', 'dog']"
+        raise ApiError(422, "labels_missing", message, "labels")
+    if len(labels) > gateway.settings.limits.max_labels:
+        message = f"{len(labels)} labels; at most {gateway.settings.limits.max_labels} are accepted"
+        raise ApiError(413, "too_many_labels", message, "labels")
+    info = await gateway.inference.info(gateway.inference.encoder_name)
+    template = asked.request.template or info.label_template or "{label}"
+    prompts = [template.replace("{label}", label) for label in labels]
+    vectors, tokens = await gateway.inference.embed([*asked.contents, *prompts], timing)
+    inputs, prompt_vectors = np.split(vectors, [len(asked.contents)])
+    logits = (info.logit_scale or 1.0) * (inputs @ prompt_vectors.T)
+    return labels, logits.astype(np.float32), tokens
+
+
+async def _text(
+    request: Request, name: str, asked: Asked, timing: Timing
+) -> tuple[list[str], NDArray[np.float32], int]:
+    gateway = gateway_of(request)
+    if asked.request.labels is not None:
+        message = f"model {name!r} has labels of its own; leave labels out"
+        raise ApiError(422, "labels_not_taken", message, "labels")
+    texts: list[str] = []
+    for index, content in enumerate(asked.contents):
+        if not isinstance(content, str):
+            message = f"model {name!r} classifies text; this input is an image"
+            raise ApiError(422, "wrong_modality", message, f"input[{index}]")
+        texts.append(content)
+    info = await gateway.inference.info(name)
+    if not texts:
+        return list(info.labels), np.empty((0, len(info.labels)), np.float32), 0
+    logits, tokens = await gateway.inference.classify(name, texts, timing)
+    return list(info.labels), logits, tokens
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Row-wise, float32[n, labels]; the row maximum is taken off first so that nothing overflows."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _ranked(labels: list[str], scores: NDArray[np.float32], top_k: int | None) -> list[dict[str, Any]]:
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[i], "score": float(scores[i])} for i in order]

@@ -1,0 +1,96 @@
+"""Embeddings: `/v1/embeddings`, in OpenAI's shape, for texts and images."""
+
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from deployments.models.base import Vectors
+from serve_app import body, schemas
+from serve_app.errors import ApiError
+from serve_app.inputs import Content
+from serve_app.limits import check_counts
+from serve_app.middleware import timing_of
+from serve_app.openapi import accepts
+from serve_app.responses import array_response, json_response, wants_array
+from serve_app.routes.context import envelope, gateway_of
+
+router = APIRouter(tags=["embeddings"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An embedding request, whatever content type it came as."""
+
+    contents: list[Content]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+@router.post(
+    "/v1/embeddings",
+    response_model=schemas.EmbeddingResponse,
+    openapi_extra=accepts(schemas.EmbeddingRequest, raw_image=True, multipart=True),
+)
+@router.post("/embeddings", include_in_schema=False)
+async def embed(request: Request) -> Response:
+    """Embeds texts and images into one space.
+
+    Send JSON, one raw image body, or image files as `multipart/form-data`. With
+    `Accept: application/x-npy` or `application/octet-stream` the answer is the bare float32 array.
+    """
+    gateway = gateway_of(request)
+    asked = await _read(request)
+    name = gateway.inference.encoder_named(asked.model)
+    info = await gateway.inference.info(name)
+    if asked.dimensions not in (None, info.dimensions):
+        message = f"model {name!r} makes embeddings of {info.dimensions} dimensions and no other"
+        raise ApiError(422, "wrong_dimensions", message, "dimensions")
+    with gateway.admission.admit(len(asked.contents)):
+        vectors, tokens = await gateway.inference.embed(asked.contents, timing_of(request))
+    if array_type := wants_array(request):
+        return array_response(vectors, array_type)
+    return json_response(
+        {
+            "object": "list",
+            "model": asked.model or name,
+            "data": _data(vectors, asked.encoding_format),
+            **envelope(request, tokens),
+        }
+    )
+
+
+async def _read(request: Request) -> Asked:
+    gateway = gateway_of(request)
+    limits = gateway.settings.limits
+    media_type = body.media_type_of(request)
+    if body.is_raw_image(media_type):
+        image = await body.read(request, limits.max_body_bytes)
+        return Asked([image], request.query_params.get("model"))
+    if media_type == body.MULTIPART:
+        form = await body.read_form(request, limits.max_body_bytes, limits.max_images)
+        files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        check_counts(len(files), 0, limits)
+        if not files:
+            raise ApiError(422, "no_files", "the form has no files; send each image as a file part", "files")
+        fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
+        asked = body.validate({**fields, "input": []}, schemas.EmbeddingRequest)
+        return Asked(list(files), asked.model, asked.encoding_format, asked.dimensions)
+    if not body.is_json(media_type):
+        raise body.unsupported(media_type, body.JSON, "image/*", *body.RAW_IMAGE, body.MULTIPART)
+    asked = await body.read_json(request, schemas.EmbeddingRequest, limits.max_body_bytes)
+    values = asked.input if isinstance(asked.input, list) else [asked.input]
+    contents = await gateway.inputs.read(values, asked.modality)
+    return Asked(contents, asked.model, asked.encoding_format, asked.dimensions)
+
+
+def _data(vectors: Vectors, encoding: Literal["float", "base64"]) -> list[dict[str, Any]]:
+    rows: Any = np.ascontiguousarray(vectors, dtype="<f4")
+    if encoding == "base64":
+        rows = [b64encode(row.tobytes()).decode() for row in rows]
+    return [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]

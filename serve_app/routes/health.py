@@ -1,0 +1,64 @@
+"""Health: alive while the process answers, ready while everything a request needs can answer."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve_app import schemas
+from serve_app.inference import Unavailable
+from serve_app.remote import call
+from serve_app.responses import json_response
+from serve_app.routes.context import gateway_of
+
+router = APIRouter(tags=["health"])
+PROBE_TIMEOUT_S = 5.0  # a replica whose loop turns answers in milliseconds, even under load
+
+
+@router.get("/health/live", response_model=schemas.Health)
+async def live() -> Response:
+    """200 while this process answers at all."""
+    return json_response({"status": "alive", "dependencies": {}})
+
+
+@router.get("/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
+async def ready(request: Request) -> Response:
+    """200 when every dependency can answer, 503 with each one's state otherwise.
+
+    A model without weights is `unavailable` and does not make the rest unready.
+    """
+    gateway = gateway_of(request)
+    models = gateway.inference.models
+    names = ["preprocessor", "index", *models]
+    states = await asyncio.gather(
+        _state(call(gateway.preprocessor, "ready")),
+        _state(call(gateway.index, "ready")),
+        *(
+            _constant("unavailable")
+            if isinstance(model, Unavailable)
+            else _state(gateway.inference.probe(name))
+            for name, model in models.items()
+        ),
+    )
+    is_ready = all(state in ("ready", "unavailable") for state in states)
+    status = "ready" if is_ready else "not ready"
+    return json_response(
+        {"status": status, "dependencies": dict(zip(names, states, strict=True))}, 200 if is_ready else 503
+    )
+
+
+async def _state(probe: Coroutine[Any, Any, object]) -> str:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await probe
+    except TimeoutError:
+        return f"no answer within {PROBE_TIMEOUT_S:g} s"
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return "ready"
+
+
+async def _constant(state: str) -> str:
+    return state

@@ -1,0 +1,145 @@
+"""Items of a collection: stored, read, paged through and deleted."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from index.items import Item, content_id
+from serve_app import body, schemas
+from serve_app.errors import ApiError
+from serve_app.inputs import Content
+from serve_app.middleware import timing_of
+from serve_app.openapi import accepts
+from serve_app.remote import call
+from serve_app.responses import json_response
+from serve_app.routes.context import gateway_of
+
+router = APIRouter(tags=["items"])
+Name = Annotated[str, Path(pattern=r"^[a-z0-9_-]{1,64}$", description="1 to 64 of a-z, 0-9, _ and -")]
+MAX_PAGE = 1000
+METADATA_HEADER = "x-metadata"
+
+
+@router.post(
+    "/v1/collections/{name}/items",
+    response_model=schemas.UpsertResponse,
+    openapi_extra=accepts(schemas.UpsertRequest),
+)
+async def upsert(request: Request, name: Name) -> Response:
+    """Stores items, replacing those whose id is taken; all of them or none.
+
+    When this has answered, they survive any crash.
+    """
+    gateway = gateway_of(request)
+    asked = await body.read_json(request, schemas.UpsertRequest, gateway.settings.limits.max_body_bytes)
+    request.state.list_name = "items"
+    places = [i for i, item in enumerate(asked.items) if item.vector is None]
+    given = [_given(asked.items[i]) for i in places]
+    read = await gateway.inputs.read(given, param=lambda i: f"items[{places[i]}]")
+    contents = dict(zip(places, read, strict=True))
+    vectors: dict[int, Any] = {
+        i: np.asarray(item.vector, np.float32)
+        for i, item in enumerate(asked.items)
+        if item.vector is not None
+    }
+    fingerprint = None
+    if contents:
+        embedded, fingerprint = await _embed(request, read, places)
+        vectors |= dict(zip(contents, embedded, strict=True))
+    items = [
+        Item(
+            id=item.id if item.id is not None else content_id(contents.get(i, vectors[i])),
+            vector=vectors[i],
+            metadata=item.metadata,
+        )
+        for i, item in enumerate(asked.items)
+    ]
+    timing_of(request).add(await call(gateway.index, "upsert", name, items, fingerprint))
+    return json_response({"upserted": len(items), "ids": [item.id for item in items]})
+
+
+@router.put(
+    "/v1/collections/{name}/items/{id:path}",
+    response_model=schemas.UpsertResponse,
+    openapi_extra={"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string"}}}}},
+)
+async def put_image(
+    request: Request,
+    name: Name,
+    id: str,
+    metadata: Annotated[
+        str | None, Query(description=f"JSON object; also as header {METADATA_HEADER}")
+    ] = None,
+) -> Response:
+    """Stores one image from a raw body under an id."""
+    gateway = gateway_of(request)
+    media_type = body.media_type_of(request)
+    if not body.is_raw_image(media_type):
+        raise body.unsupported(media_type, "image/*", *body.RAW_IMAGE)
+    given = metadata if metadata is not None else request.headers.get(METADATA_HEADER, "{}")
+    parsed = body.parse_json(given, "metadata")
+    if not isinstance(parsed, dict):
+        raise ApiError(422, "invalid_metadata", "metadata must be a JSON object", "metadata")
+    image = await body.read(request, gateway.settings.limits.max_body_bytes)
+    vectors, fingerprint = await _embed(request, [image], None)
+    item = Item(id=id, vector=vectors[0], metadata=parsed)
+    timing_of(request).add(await call(gateway.index, "upsert", name, [item], fingerprint))
+    return json_response({"upserted": 1, "ids": [id]})
+
+
+@router.get("/v1/collections/{name}/items/{id:path}", response_model=schemas.Item)
+async def get(
+    request: Request,
+    name: Name,
+    id: str,
+    include: Annotated[str, Query(description="comma-separated: metadata, vector")] = "metadata",
+) -> Response:
+    """One item; its vector too with `?include=vector`."""
+    wanted = {part.strip() for part in include.split(",")} | {"metadata"}
+    if unknown := wanted - {"metadata", "vector"}:
+        message = f"include: {', '.join(sorted(unknown))} is not known; metadata and vector are"
+        raise ApiError(422, "invalid_request", message, "include")
+    item = await call(gateway_of(request).index, "get", name, id, tuple(wanted))
+    return json_response({"id": item.id, **show_item(item)})
+
+
+@router.get("/v1/collections/{name}/items", response_model=schemas.Page)
+async def page(
+    request: Request,
+    name: Name,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    cursor: Annotated[int | None, Query(ge=0)] = None,
+) -> Response:
+    """Pages through everything: give each answer's `cursor` back until it is null."""
+    found = await call(gateway_of(request).index, "page", name, limit, cursor)
+    shown = [{"id": record.id, **show_item(record)} for record in found.records]
+    return json_response({"items": shown, "cursor": found.next_cursor})
+
+
+@router.delete("/v1/collections/{name}/items/{id:path}", response_model=schemas.DeleteResponse)
+async def delete(request: Request, name: Name, id: str) -> Response:
+    """Deletes one item; 404 when it is not there."""
+    if not await call(gateway_of(request).index, "delete", name, [id]):
+        raise ApiError(404, "item_not_found", f"no item {id!r} in collection {name!r}")
+    return json_response({"deleted": 1})
+
+
+def show_item(item: Any) -> dict[str, Any]:
+    """The optional parts of an item or a hit that were asked for."""
+    return {key: value for key in ("metadata", "vector") if (value := getattr(item, key)) is not None}
+
+
+async def _embed(request: Request, contents: list[Content], places: list[int] | None) -> tuple[Any, str]:
+    """The contents' vectors and the fingerprint of the model that made them."""
+    gateway = gateway_of(request)
+    with gateway.admission.admit(len(contents)):
+        vectors, _ = await gateway.inference.embed(contents, timing_of(request), places)
+    return vectors, (await gateway.inference.info(gateway.inference.encoder_name)).fingerprint
+
+
+def _given(item: schemas.UpsertItem) -> schemas.TextInput | schemas.ImageInput:
+    if item.image is not None:
+        return schemas.ImageInput(image=item.image)
+    return schemas.TextInput(text=item.text or "")

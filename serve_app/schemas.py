@@ -1,0 +1,290 @@
+"""The shapes of requests and answers, as the OpenAPI document shows them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+ItemId = Annotated[str, Field(min_length=1, max_length=512)]
+Include = Literal["metadata", "vector"]
+
+
+class Lenient(BaseModel):
+    """A request that clients of other servers send too: their extra keys are let through."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Strict(BaseModel):
+    """A request of Sightline's own: an unknown key is a mistake worth reporting."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextInput(Strict):
+    text: str
+
+
+class ImageInput(Strict):
+    image: str = Field(description="data URI, bare base64, or an https URL where fetching is switched on")
+
+
+Input = str | TextInput | ImageInput
+
+
+class EmbeddingRequest(Lenient):
+    """`modality` may be left out: data URIs are images, other strings are text."""
+
+    model: str | None = None
+    input: Input | list[Input]
+    modality: Literal["text", "image"] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="L2-normalised; base64 is little-endian float32")
+
+
+class EmbeddingResponse(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: Usage
+    id: str
+    created: int
+
+
+class ClassifyRequest(Lenient):
+    """`labels` makes the image and text encoder a zero-shot classifier."""
+
+    model: str
+    input: Input | list[Input]
+    modality: Literal["text", "image"] | None = None
+    labels: list[Annotated[str, Field(min_length=1)]] | None = None
+    template: str | None = Field(default=None, description="zero-shot prompt containing {label}")
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    raw_scores: bool = False
+
+    @model_validator(mode="after")
+    def _template_has_a_place(self) -> "ClassifyRequest":
+        if self.template is not None and "{label}" not in self.template:
+            raise ValueError("template must contain {label}")
+        return self
+
+
+class Label(BaseModel):
+    label: str
+    score: float
+
+
+class ClassifyResponse(BaseModel):
+    object: Literal["classify"] = "classify"
+    model: str
+    data: list[list[Label]]
+    usage: Usage
+    id: str
+    created: int
+
+
+class RerankRequest(Lenient):
+    model: str | None = None
+    query: Input
+    documents: list[Input] = Field(min_length=1)
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+
+
+class Ranked(BaseModel):
+    index: int
+    relevance_score: float
+    document: Any = None
+
+
+class RerankResponse(BaseModel):
+    object: Literal["rerank"] = "rerank"
+    model: str
+    results: list[Ranked]
+    usage: Usage
+    id: str
+    created: int
+
+
+class CreateCollection(Strict):
+    """For a model (`model`, the encoder by default) or for the caller's own vectors (`dimensions`)."""
+
+    model: str | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    kind: Literal["auto", "flat"] = "auto"
+    metric: Literal["cosine", "dot", "l2"] = "cosine"
+
+
+class Query(Strict):
+    """Exactly one of text, image, vector and id."""
+
+    text: str | None = None
+    image: str | None = None
+    vector: list[float] | None = None
+    id: ItemId | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Query":
+        given = [name for name in ("text", "image", "vector", "id") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of text, image, vector and id; got {given or 'none'}")
+        return self
+
+
+class UpsertItem(Strict):
+    """Exactly one of text, image and vector; an id left out is made from the content."""
+
+    id: ItemId | None = None
+    text: str | None = None
+    image: str | None = None
+    vector: list[float] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "UpsertItem":
+        given = [name for name in ("text", "image", "vector") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of text, image and vector; got {given or 'none'}")
+        return self
+
+
+class UpsertRequest(Strict):
+    items: list[UpsertItem] = Field(min_length=1)
+
+
+class UpsertResponse(BaseModel):
+    upserted: int
+    ids: list[str]
+
+
+class DeleteRequest(Strict):
+    """Exactly one of ids and filter."""
+
+    ids: list[ItemId] | None = None
+    filter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "DeleteRequest":
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give exactly one of ids and filter")
+        return self
+
+
+class DeleteResponse(BaseModel):
+    deleted: int
+
+
+class SearchRequest(Strict):
+    """One query (text, image, vector or id) or several in `queries`."""
+
+    text: str | None = None
+    image: str | None = None
+    vector: list[float] | None = None
+    id: ItemId | None = None
+    queries: list[Query] | None = Field(default=None, min_length=1)
+    limit: Annotated[int, Field(ge=1)] = 10
+    filter: dict[str, Any] | None = None
+    include: list[Include] = ["metadata"]
+    exact: bool = False
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "SearchRequest":
+        single = any(v is not None for v in (self.text, self.image, self.vector, self.id))
+        if self.queries is not None and single:
+            raise ValueError("give either queries or one of text, image, vector and id, not both")
+        if self.queries is None:
+            Query(text=self.text, image=self.image, vector=self.vector, id=self.id)
+        return self
+
+    def all_queries(self) -> list[Query]:
+        if self.queries is not None:
+            return self.queries
+        return [Query(text=self.text, image=self.image, vector=self.vector, id=self.id)]
+
+
+class Item(BaseModel):
+    id: str
+    metadata: dict[str, Any] | None = None
+    vector: list[float] | None = None
+
+
+class Hit(Item):
+    score: float
+
+
+class SearchResponse(BaseModel):
+    """A list of hits; with `queries`, a list of such lists in the same order."""
+
+    results: list[Hit] | list[list[Hit]]
+
+
+class Page(BaseModel):
+    items: list[Item]
+    cursor: int | None = Field(description="give it back to get the next page; null at the end")
+
+
+class Collection(BaseModel):
+    name: str
+    count: int
+    dimensions: int
+    metric: str
+    kind: str = Field(description="as asked for")
+    actual_kind: str = Field(description="what answers searches now")
+    model: str | None
+    fingerprint: str | None = Field(description="of the exact model that filled it")
+    created: int = Field(description="Unix seconds")
+    tombstones: int = Field(description="dead rows in memory, until compaction")
+    bytes_on_disk: int
+    bytes_in_memory: int
+
+
+class CollectionList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Collection]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    task: str
+    source: str | None
+    fingerprint: str | None
+    engine: str | None
+    precision: str | None
+    dimensions: int | None
+    labels: list[str]
+    max_tokens: int | None
+    notes: list[str]
+    state: Literal["ready", "unavailable"]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["alive", "ready", "not ready"]
+    dependencies: dict[str, str] = Field(default_factory=dict)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Error(BaseModel):
+    error: ErrorDetail

@@ -1,0 +1,134 @@
+"""A real Sightline server for tests: its own process, ports, Ray directory and token."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; `url` has no trailing slash."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def post(self, path: str, **kwargs: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=60, **kwargs)
+
+    def get(self, path: str, **kwargs: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=60, **kwargs)
+
+    def put(self, path: str, **kwargs: Any) -> requests.Response:
+        return requests.put(self.url + path, timeout=60, **kwargs)
+
+    def delete(self, path: str, **kwargs: Any) -> requests.Response:
+        return requests.delete(self.url + path, timeout=60, **kwargs)
+
+
+@contextmanager
+def running(
+    args: dict[str, Any], command: list[str] | None = None, env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Serve with the settings `args` until the block ends.
+
+    `command` replaces `sightline serve CONFIG --port PORT`; `{config}` and `{port}` in it are filled in.
+    """
+    # Ray's sockets live under this directory and their paths may have 107 characters at most.
+    private = Path(tempfile.mkdtemp(prefix="sl", dir="/tmp"))
+    (private / "token").write_text(secrets.token_hex(32))
+    port = free_port()
+    config = private / "serve_config.yaml"
+    document = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "sightline",
+                "route_prefix": "/",
+                "import_path": "serve_app.app:build_app",
+                "args": {"cache_dir": str(ROOT / ".cache"), "data_dir": str(private / "data"), **args},
+            }
+        ],
+    }
+    config.write_text(yaml.safe_dump(document))
+    template = command or [sys.executable, "-m", "serve_app.cli", "serve", "{config}", "--port", "{port}"]
+    filled = [part.format(config=config, port=port, data=private / "data") for part in template]
+    log = private / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            filled,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "RAY_TMPDIR": str(private),
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(private / "token"),
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": str(ROOT),
+                **(env or {}),
+            },
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        stop(process)
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def wait_until_ready(server: Server) -> None:
+    """Poll readiness; fail with the server's own log when it exits or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        try:
+            if requests.get(f"{server.url}/health/ready", timeout=5).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(
+        f"the server did not become ready:\n{server.log.read_text(errors='replace')[-8000:]}"
+    )
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the server to stop, as a user's Ctrl-C would, and wait for it."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

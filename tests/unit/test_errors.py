@@ -1,0 +1,42 @@
+"""Errors: each crosses a process boundary whole, and each has a status."""
+
+import pickle
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from deployments import errors as model_errors
+from index import errors as index_errors
+from serve_app.errors import TABLE
+
+
+def _subclasses(base: type[Any]) -> list[type[Any]]:
+    return [base, *(s for child in base.__subclasses__() for s in _subclasses(child))]
+
+
+ALL = _subclasses(model_errors.SightlineError) + _subclasses(index_errors.VectorIndexError)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("index", [None, 3])
+def test_an_error_survives_pickling(kind: type[Any], index: int | None) -> None:
+    error = pickle.loads(pickle.dumps(kind("what was wrong", index)))
+    assert type(error) is kind
+    assert (str(error), error.message, error.index) == ("what was wrong", "what was wrong", index)
+    assert error.at(7).index == 7
+    assert type(error.at(7)) is kind
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_a_deployment_raises_has_a_status(kind: type[Any]) -> None:
+    if kind not in (model_errors.SightlineError, index_errors.VectorIndexError):
+        assert any(base in TABLE for base in kind.__mro__)
+
+
+def test_cause_of_takes_the_wrapper_of_a_remote_call_off() -> None:
+    raised = model_errors.BadInput("no image", 2)
+    wrapped = RayTaskError("work", "traceback text", raised).as_instanceof_cause()
+    assert isinstance(wrapped, model_errors.BadInput)
+    assert model_errors.cause_of(wrapped) is raised
+    assert model_errors.cause_of(raised) is raised

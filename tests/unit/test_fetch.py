@@ -1,0 +1,210 @@
+"""Fetching image URLs: off by default, public addresses only, every redirect checked, capped."""
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from configs.settings import FetchSettings
+from serve_app.errors import ApiError
+from serve_app.fetch import ImageFetcher
+
+LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 and localhost, with its key, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "cert.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + signed.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def fetched(
+    settings: FetchSettings,
+    certificate: Path,
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    url: str = "https://localhost:{port}/image.jpg",
+) -> bytes:
+    """Fetch `url` from a TLS server on loopback that answers with `handler`."""
+
+    async def run() -> bytes:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        port = runner.addresses[0][1]
+        fetcher = ImageFetcher(settings)
+        try:
+            return await fetcher.fetch(url.format(port=port), "input[0]")
+        finally:
+            await fetcher.close()
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+async def picture(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b"picture")
+
+
+def test_off_by_default(certificate: Path) -> None:
+    with pytest.raises(ApiError, match=r"fetch_urls\.enabled is off") as raised:
+        fetched(FetchSettings(), certificate, picture)
+    assert (raised.value.status, raised.value.param) == (422, "input[0]")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_an_allowed_host_is_fetched(certificate: Path, host: str) -> None:
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    assert fetched(settings, certificate, picture, f"https://{host}:{{port}}/a.jpg") == b"picture"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "127.0.0.1",
+        "2130706433",  # 127.0.0.1 as one number
+        "0x7f.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "[fe80::1]",
+        "[fd00::1]",
+        "224.0.0.1",
+        "[64:ff9b::7f00:1]",  # 127.0.0.1 behind NAT64
+        "[2002:7f00:1::]",  # 127.0.0.1 behind 6to4
+    ],
+)
+def test_no_address_that_is_not_public_is_connected_to(certificate: Path, host: str) -> None:
+    served: list[str] = []
+
+    async def trap(request: web.Request) -> web.StreamResponse:
+        served.append(request.path)
+        return web.Response(body=b"secret")
+
+    settings = FetchSettings(enabled=True, ca_file=certificate, timeout_s=5)
+    with pytest.raises(ApiError) as raised:
+        fetched(settings, certificate, trap, f"https://{host}:{{port}}/")
+    assert raised.value.status == 422
+    assert "public" in raised.value.message or "not a canonical IPv4 address" in raised.value.message
+    assert served == []
+
+
+@pytest.mark.parametrize(
+    "location", ["https://169.254.169.254/", "http://localhost/", "//10.0.0.1/x", "file:///etc/passwd"]
+)
+def test_a_redirect_is_checked_again(certificate: Path, location: str) -> None:
+    async def redirect(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"location": location})
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    with pytest.raises(ApiError, match=r"public addresses|only https"):
+        fetched(settings, certificate, redirect)
+
+
+def test_redirects_are_followed_and_counted(certificate: Path) -> None:
+    async def countdown(request: web.Request) -> web.StreamResponse:
+        left = int(request.path.strip("/") or 0)
+        if left == 0:
+            return web.Response(body=b"picture")
+        return web.Response(status=307, headers={"location": f"/{left - 1}"})
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate, max_redirects=2)
+    assert fetched(settings, certificate, countdown, "https://localhost:{port}/2") == b"picture"
+    with pytest.raises(ApiError, match="more than 2 redirects"):
+        fetched(settings, certificate, countdown, "https://localhost:{port}/3")
+
+
+def test_size_is_capped_while_reading(certificate: Path) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 4096)
+        except ConnectionError:
+            return response
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate, max_bytes=10_000)
+    with pytest.raises(ApiError, match="larger than 10000 bytes") as raised:
+        fetched(settings, certificate, endless)
+    assert raised.value.status == 413
+
+
+def test_time_is_capped(certificate: Path) -> None:
+    async def silent(_: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError("never answers")
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate, timeout_s=0.3)
+    with pytest.raises(ApiError, match=r"within 0\.3 s"):
+        fetched(settings, certificate, silent)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost/", "https://", "https://[", "https://local host/", "ftp://x/"]
+)
+def test_other_urls_are_refused(certificate: Path, url: str) -> None:
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    with pytest.raises(ApiError, match="could not be fetched") as raised:
+        fetched(settings, certificate, picture, url)
+    assert raised.value.status == 422
+
+
+def test_an_error_answer_is_reported(certificate: Path) -> None:
+    async def missing(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=404)
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    with pytest.raises(ApiError, match="answered 404"):
+        fetched(settings, certificate, missing)
+
+
+def test_an_untrusted_certificate_is_refused(certificate: Path) -> None:
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK)
+    with pytest.raises(ApiError, match="could not be fetched"):
+        fetched(settings, certificate, picture)
