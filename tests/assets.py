@@ -1,0 +1,151 @@
+"""Real photographs, and model directories with random weights built on the spot, for every test."""
+
+import gzip
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deployments.models.packages import download, fetch_starter
+
+CACHE: Final = Path(__file__).parent.parent / ".cache"
+
+# What a search for the text should find first. The starter gets at least five of the six.
+PHOTO_QUERIES: Final = {
+    "a cat": "chelsea",
+    "coffee": "coffee",
+    "a rocket": "rocket",
+    "a temple": "china",
+    "a flower": "flower",
+    "a motorcycle": "motorcycle",
+}
+
+
+@cache
+def photos() -> Mapping[str, NDArray[np.uint8]]:
+    """Sample photographs of scikit-image and scikit-learn, uint8[height, width, 3]."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    return {
+        "chelsea": skimage.data.chelsea(),
+        "coffee": skimage.data.coffee(),
+        "rocket": skimage.data.rocket(),
+        "astronaut": skimage.data.astronaut(),
+        "motorcycle": skimage.data.stereo_motorcycle()[0],
+        "china": load_sample_image("china.jpg"),
+        "flower": load_sample_image("flower.jpg"),
+    }
+
+
+def encoded(pixels: NDArray[Any] | Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """Image file bytes."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def starter() -> Path:
+    """The starter's directory, fetched if absent."""
+    return fetch_starter(CACHE)
+
+
+def clip_directory(directory: Path, *, tiny: bool = True, seed: int = 0, eos_token_id: int = 49407) -> Path:
+    """A CLIP model with random weights and CLIP's real tokenizer; ViT-B/32 unless `tiny`.
+
+    `eos_token_id=2` gives the configuration of models saved before transformers 4.31, which pool at
+    the largest id.
+    """
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    ends = {"bos_token_id": 49406, "eos_token_id": eos_token_id, "pad_token_id": 1}
+    if tiny:
+        small = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "projection_dim": 16,
+        }
+        config = CLIPConfig(
+            text_config=CLIPTextConfig(**small, **ends).to_dict(),
+            vision_config=CLIPVisionConfig(**small, image_size=64, patch_size=16).to_dict(),
+            projection_dim=16,
+        )
+    else:
+        config = CLIPConfig(text_config=CLIPTextConfig(**ends).to_dict())
+    torch.manual_seed(seed)
+    CLIPModel(config).save_pretrained(directory)
+    for file in clip_tokenizer().iterdir():
+        shutil.copy(file, directory)
+    return directory
+
+
+def distilbert_directory(
+    directory: Path, labels: tuple[str, ...] = ("negative", "positive"), *, tiny: bool = True, seed: int = 0
+) -> Path:
+    """A DistilBERT classifier with random weights and BERT's real tokenizer; base size unless `tiny`."""
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    small = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} if tiny else {}
+    config = DistilBertConfig(
+        **small, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+    )
+    torch.manual_seed(seed)
+    DistilBertForSequenceClassification(config).save_pretrained(directory)
+    shutil.copy(starter() / "minilm" / "tokenizer.json", directory)
+    return directory
+
+
+@cache
+def clip_tokenizer() -> Path:
+    """A directory with CLIP's tokenizer.json, made from OpenAI's merges once and kept in the cache."""
+    target = CACHE / "clip_tokenizer"
+    if (target / "tokenizer.json").is_file():
+        return target
+    from transformers import CLIPTokenizerFast
+
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        files = clip_vocabulary(Path(scratch) / "files")
+        built = Path(scratch) / "built"
+        CLIPTokenizerFast.from_pretrained(files).save_pretrained(built)
+        if not target.exists():
+            built.rename(target)
+    return target
+
+
+def clip_vocabulary(directory: Path) -> Path:
+    """vocab.json and merges.txt as OpenAI's CLIP builds them from its list of merges."""
+    directory.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = download("open-clip-torch==3.3.0", Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            text = gzip.decompress(archive.read("open_clip/bpe_simple_vocab_16e6.txt.gz")).decode()
+    # 49152 ids less 256 bytes, each also as the end of a word, and the two special tokens.
+    merges = text.split("\n")[1 : 49152 - 256 - 2 + 1]
+    symbols = _byte_symbols()
+    vocabulary = [*symbols, *(s + "</w>" for s in symbols), *("".join(m.split()) for m in merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    (directory / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return directory
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable character for each byte, printable bytes first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,0 +1,134 @@
+"""Both towers of CLIP, and DistilBERT, against plain transformers in fp32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    CLIPModel,
+    CLIPTokenizerFast,
+    DistilBertForSequenceClassification,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from configs.settings import ClassifierSettings, ClipSettings
+from deployments.models.base import Vectors
+from deployments.models.images import decode
+from deployments.models.loading import load_classifier, load_encoder
+from deployments.models.sources import resolve
+from tests import assets
+
+TEXTS = [
+    "a cat",
+    "",
+    "a photo of a red bicycle leaning on a wall, by the sea",
+    "Ünïcode 東京 😀!",
+    "word " * 300,  # past every limit, truncated
+]
+# Settings and the cosine, row by row, that they must reach.
+ENGINES = [("openvino", "fp32", 0.99999), ("openvino", "bf16", 0.999), ("torch", "fp32", 0.99999)]
+
+
+def cosines(a: Vectors, b: Vectors) -> Vectors:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def load_clip(directory: Path, engine: Any, precision: Any) -> Any:
+    settings = ClipSettings(source=str(directory), engine=engine, precision=precision)
+    source = resolve(settings, Path("unused"), has_starter=True)
+    return load_encoder(source, settings, Path("unused"), threads=2)
+
+
+@torch.inference_mode()
+def check_clip(directory: Path, engine: str, precision: str, least: float) -> None:
+    reference: Any = CLIPModel.from_pretrained(directory).eval()
+    size = reference.config.vision_config.image_size
+    photos = [assets.encoded(pixels) for pixels in assets.photos().values()]
+    pixels = [decode(photo, size, 10**7) for photo in photos]
+
+    processor: Any = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
+    wanted_images = reference.get_image_features(
+        **processor(images=list(assets.photos().values()), return_tensors="pt")
+    ).pooler_output.numpy()
+    tokenizer: Any = CLIPTokenizerFast.from_pretrained(directory)
+    encoded = tokenizer(TEXTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    wanted_texts = reference.get_text_features(**encoded).pooler_output.numpy()
+    logit_scale = float(reference.logit_scale.exp())
+    del reference
+
+    encoder = load_clip(directory, engine, precision)
+    images = np.stack(encoder.image.run([encoder.image.pre(p) for p in pixels]))
+    assert cosines(images, wanted_images).min() >= least
+    alone = np.stack([encoder.image.run([p])[0] for p in pixels])
+    assert cosines(alone, wanted_images).min() >= least
+
+    tokens = [encoder.text.pre(text) for text in TEXTS]
+    assert [len(t) for t in tokens] == encoded.attention_mask.sum(1).tolist()
+    texts = np.stack(encoder.text.run(tokens))
+    assert cosines(texts, wanted_texts).min() >= least
+    alone = np.stack([encoder.text.run([t])[0] for t in tokens])
+    assert cosines(alone, wanted_texts).min() >= least
+
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+    assert encoder.info.logit_scale == pytest.approx(logit_scale)
+    assert (encoder.info.precision, encoder.info.image_size) == (precision, size)
+    assert images.dtype == texts.dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def vit_b32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = assets.clip_directory(tmp_path_factory.mktemp("vit-b32"), tiny=False)
+    yield directory
+    for file in directory.iterdir():  # 600 MB that pytest would keep for three runs
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def distilbert_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = assets.distilbert_directory(tmp_path_factory.mktemp("distilbert"), tiny=False)
+    yield directory
+    for file in directory.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(("engine", "precision", "least"), ENGINES)
+def test_clip_vit_b32(vit_b32: Path, engine: str, precision: str, least: float) -> None:
+    check_clip(vit_b32, engine, precision, least)
+
+
+@pytest.mark.parametrize("eos_token_id", [49407, 2])
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_tiny_clip_pools_at_the_end_token(tmp_path: Path, engine: str, eos_token_id: int) -> None:
+    check_clip(assets.clip_directory(tmp_path, eos_token_id=eos_token_id), engine, "fp32", 0.99999)
+
+
+def test_clip_torch_bf16(tmp_path: Path) -> None:
+    check_clip(assets.clip_directory(tmp_path), "torch", "bf16", 0.999)
+
+
+@pytest.mark.parametrize(("engine", "precision", "least"), ENGINES)
+@torch.inference_mode()
+def test_distilbert_base(distilbert_base: Path, engine: Any, precision: Any, least: float) -> None:
+    reference: Any = DistilBertForSequenceClassification.from_pretrained(distilbert_base).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(distilbert_base)
+    encoded = tokenizer(TEXTS, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    wanted = reference(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask).logits.numpy()
+    del reference
+
+    settings = ClassifierSettings(source=str(distilbert_base), engine=engine, precision=precision)
+    source = resolve(settings, Path("unused"), has_starter=False)
+    classifier = load_classifier("sentiment", source, settings, Path("unused"), threads=2)
+    tokens = [classifier.text.pre(text) for text in TEXTS]
+    assert [len(t) for t in tokens] == encoded.attention_mask.sum(1).tolist()
+    together = np.stack(classifier.text.run(tokens))
+    alone = np.stack([classifier.text.run([t])[0] for t in tokens])
+    assert cosines(together, wanted).min() >= least
+    assert cosines(alone, wanted).min() >= least
+    assert classifier.info.labels == ("negative", "positive")
+    assert classifier.info.max_tokens == 512
