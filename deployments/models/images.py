@@ -26,6 +26,18 @@ ACCEPTED: Final = "accepted are JPEG, PNG, WebP, GIF, BMP and TIFF"
 PREPROCESSING: Final = "shortest side, bicubic with antialias, centre crop; version 1"
 
 _ORIENTATION_TAG: Final = 0x0112
+# What turns an image of each orientation upright (EXIF 2.32, 4.6.5.1.6).
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions of pixels count
 
 # Longer strips are resized only where the centre square comes from: a 1x10000 image would otherwise
 # become 224x2240000 first. Below it the whole image is resized, which keeps every pixel equal to the
@@ -88,11 +100,18 @@ def decode(data: bytes, size: int, max_pixels: int) -> Pixels:
     if width < 1 or height < 1:
         raise BadInput(f"the image is empty: {width} by {height} pixels")
     try:
-        if kind == "image/jpeg":
-            image.draft(None, (2 * size, 2 * size))
+        # A reduced JPEG is rounded up to whole pixels; its picture ends within the last of them.
+        drafted = image.draft(None, (2 * size, 2 * size)) if kind == "image/jpeg" else None
+        extent = drafted[1][2:] if drafted else (width, height)
         image.load()
-        rgb = _to_rgb(_upright(image))
-        return np.asarray(_crop(rgb, size))
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        if orientation >= 5:
+            width, height = height, width
+        box = _box(extent, rgb.size, orientation)
+        return np.asarray(_square(rgb, box, (width, height), size))
     except MemoryError:
         raise
     except Exception as error:
@@ -105,13 +124,21 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. Damaged EXIF data is no reason to refuse the pixels."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Damaged EXIF data is no reason to refuse the pixels."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _box(extent: tuple[float, float], size: tuple[int, int], orientation: int) -> Box:
+    """Where the picture lies within an upright image of `size`, given its extent before it was turned."""
+    width, height = extent if orientation < 5 else extent[::-1]
+    left = size[0] - width if orientation in (2, 3, 6, 7) else 0.0
+    top = size[1] - height if orientation in (3, 4, 7, 8) else 0.0
+    return (left, top, left + width, top + height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -141,19 +168,25 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shortest side to `size` and cut out the centre square, rounding as transformers does."""
-    width, height = image.size
+def _square(image: Image.Image, box: Box, original: tuple[int, int], size: int) -> Image.Image:
+    """Resize the shortest side to `size` and cut out the centre square.
+
+    `box` is where the picture lies in `image`; `original` is its full width and height, from which
+    every length is rounded as transformers does it, whatever scale it was decoded at.
+    """
+    width, height = original
     short = min(width, height)
-    # `int(a / b)` and not `a // b`: the processor's own arithmetic decides which pixel is the last.
     scaled_width, scaled_height = int(size * width / short), int(size * height / short)
     left, top = (scaled_width - size) // 2, (scaled_height - size) // 2
     if max(width, height) <= _LONGEST_ASPECT * short:
-        whole = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
+        whole = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC, box=box)
         return whole.crop((left, top, left + size, top + size))
-    x_scale, y_scale = width / scaled_width, height / scaled_height
-    box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
-    # Rounding must not carry the box past the edge, which Pillow refuses.
-    return image.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(*box[:2], min(box[2], width), min(box[3], height))
+    x_scale, y_scale = (box[2] - box[0]) / scaled_width, (box[3] - box[1]) / scaled_height
+    centre = (
+        box[0] + left * x_scale,
+        box[1] + top * y_scale,
+        # Rounding must not carry the box past the edge, which Pillow refuses.
+        min(box[0] + (left + size) * x_scale, image.width),
+        min(box[1] + (top + size) * y_scale, image.height),
     )
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=centre)
