@@ -246,8 +246,8 @@ class BatchQueue(Generic[Item, Output]):
             await request.done
         finally:
             self._requests.discard(request)
-            if len(request.outputs) < len(lengths):
-                self._waiting.discard(request.rows)
+            self._waiting.discard(request.rows)
+            request.rows.clear()  # rows point back, and the cycle would keep the items until a collection
         if request.error:
             raise _fresh(request.error, request.error_place)
         outputs = [request.outputs[place] for place in range(len(lengths))]
@@ -329,16 +329,14 @@ class BatchQueue(Generic[Item, Output]):
 
 
 def _model_failed(what: str, error: BaseException) -> SightlineError:
-    """The error for callers, with its cause but not the cause's frames.
-
-    Those would keep the batch's arrays alive and travel as pages of text; the log has them.
-    """
+    """The error for callers: without frames, which would keep the batch's arrays alive; the log has them."""
+    error.with_traceback(None)
     if isinstance(error, SightlineError):
         return error
     reason = "".join(traceback.format_exception_only(error)).strip()  # also of an error whose str() raises
     failed = ModelFailed(f"{what}: {reason[:MAX_CAUSE_CHARS]}")
     error.__cause__ = error.__context__ = None
-    failed.__cause__ = error.with_traceback(None)
+    failed.__cause__ = error
     return failed
 
 
