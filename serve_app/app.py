@@ -41,11 +41,13 @@ def build_app(args: dict[str, Any]) -> Application:
         settings.preprocessor, settings.limits.max_image_pixels
     )
     classifiers: dict[str, Application | Unavailable] = {}
+    aliases = {clip_source.location: settings.clip.name}
     for name, classifier in settings.classifiers.items():
         source = sources.resolve(classifier, cache_dir, has_starter=False)
         if source.kind == "unavailable":
             classifiers[name] = Unavailable(source)
             continue
+        aliases[source.location] = name
         deployment = _deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
         classifiers[name] = deployment.bind(name, source, classifier, cache_dir)
     # The index is one writer: it never runs twice over the same files.
@@ -54,7 +56,7 @@ def build_app(args: dict[str, Any]) -> Application:
     )
     index = _deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
     gateway: Application = _deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
-        settings, preprocessor, encoder, classifiers, index
+        settings, preprocessor, encoder, classifiers, aliases, index
     )
     return gateway
 
@@ -63,7 +65,7 @@ def _deploy(body: type[Any], scale: ScaleSettings, name: str | None = None) -> A
     """A deployment of `body` under its own name, scaled as the settings say."""
     options: dict[str, Any] = {
         "name": name or body.__name__,
-        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        "ray_actor_options": {"num_cpus": scale.cpus} | ({"num_gpus": scale.gpus} if scale.gpus else {}),
         "max_ongoing_requests": scale.max_ongoing_requests,
     }
     if scale.max_replicas is None or scale.max_replicas == scale.replicas:

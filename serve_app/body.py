@@ -1,16 +1,18 @@
 """Request bodies: read under a size limit, taken apart by content type, validated."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import FormData
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from configs.settings import LimitSettings
 from serve_app.errors import ApiError
+from serve_app.limits import check_counts
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -22,10 +24,6 @@ RAW_IMAGE = ("application/x-image", "application/octet-stream")
 def media_type_of(request: Request) -> str:
     """The body's media type, lower case and without parameters; JSON where none is given."""
     return request.headers.get("content-type", JSON).split(";")[0].strip().lower()
-
-
-def is_raw_image(media_type: str) -> bool:
-    return media_type.startswith("image/") or media_type in RAW_IMAGE
 
 
 def is_json(media_type: str) -> bool:
@@ -70,26 +68,58 @@ def validate(value: Any, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        location = _path(first["loc"])
-        raise ApiError(422, "invalid_request", f"{location or 'body'}: {first['msg']}", location) from None
+        problems = [(_path(e["loc"]), len(e["loc"]), e["msg"]) for e in error.errors(include_url=False)]
+        # Of a value that may be several things, the deepest complaint is about what it most nearly was.
+        deepest = max(problems, key=lambda problem: problem[1])[0]
+        messages = dict.fromkeys(message for path, _, message in problems if path == deepest)
+        text = f"{deepest or 'body'}: {'; or '.join(messages)}"
+        raise ApiError(422, "invalid_request", text, deepest or None) from None
 
 
-async def read_form(request: Request, max_bytes: int, max_files: int) -> FormData:
-    """A multipart body, read under the size limit first. Raises 413 and 400."""
-    content = await read(request, max_bytes)
+async def read_images(
+    request: Request, limits: LimitSettings, *also: str
+) -> tuple[list[bytes], dict[str, str]]:
+    """The images of a raw or multipart body, and the fields beside them: query, then form.
 
-    async def stream() -> AsyncIterator[bytes]:
+    `also` names content types the route takes by other means, for the message.
+
+    Raises:
+        ApiError: 413 too much, 400 a broken form, 415 anything but images.
+    """
+    media_type = media_type_of(request)
+    if media_type not in RAW_IMAGE and media_type != MULTIPART and not media_type.startswith("image/"):
+        raise unsupported(media_type, *also, "image/*", *RAW_IMAGE, MULTIPART)
+    content = await read(request, limits.max_body_bytes)
+    fields = dict(request.query_params)
+    if media_type != MULTIPART:
+        return [content], fields
+    images, form_fields = await _take_apart(request.headers, content, limits)
+    check_counts(len(images), 0, limits)
+    if not images:
+        raise ApiError(422, "no_files", "the form has no files; send each image as a file part", "files")
+    return images, fields | form_fields
+
+
+async def _take_apart(
+    headers: Headers, content: bytes, limits: LimitSettings
+) -> tuple[list[bytes], dict[str, str]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
-    # One more than the limit, so that the count check can say what the limit is.
+    # One file more than the limit, so that the count check can say what the limit is.
     parser = MultiPartParser(
-        request.headers, _as_generator(stream()), max_files=max_files + 1, max_part_size=max_bytes
+        headers, stream(), max_files=limits.max_images + 1, max_part_size=limits.max_body_bytes
     )
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except (MultiPartException, MultipartParseError, KeyError, UnicodeDecodeError) as error:
         raise ApiError(400, "invalid_multipart", f"not a valid multipart/form-data body: {error}") from None
+    try:
+        parts = form.multi_items()
+        files = [await part.read() for _, part in parts if isinstance(part, UploadFile)]
+        return files, {key: part for key, part in parts if isinstance(part, str)}
+    finally:
+        await form.close()
 
 
 def unsupported(media_type: str, *accepted: str) -> ApiError:
@@ -98,11 +128,6 @@ def unsupported(media_type: str, *accepted: str) -> ApiError:
         "unsupported_media_type",
         f"content type {media_type!r} is not supported here; send {', '.join(accepted)}",
     )
-
-
-async def _as_generator(chunks: AsyncIterator[bytes]) -> Any:
-    async for chunk in chunks:
-        yield chunk
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -26,10 +26,11 @@ class Gateway:
         preprocessor: Handle,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
+        aliases: dict[str, str],
         index: Handle,
     ) -> None:
         self.settings = settings
-        self.inference = Inference(settings, preprocessor, encoder, classifiers)
+        self.inference = Inference(settings, preprocessor, encoder, classifiers, aliases)
         self.preprocessor = preprocessor
         self.index = index
         self.fetcher = ImageFetcher(settings.fetch_urls)

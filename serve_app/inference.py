@@ -42,10 +42,12 @@ class Inference:
         preprocessor: Handle,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
+        aliases: dict[str, str],
     ) -> None:
         self._settings = settings
         self._preprocessor = preprocessor
         self.models: dict[str, Handle | Unavailable] = {settings.clip.name: encoder, **classifiers}
+        self._aliases = {origin: name for origin, name in aliases.items() if origin}
         self._infos: dict[str, ModelInfo] = {}
 
     @property
@@ -53,7 +55,7 @@ class Inference:
         return self._settings.clip.name
 
     def name_of(self, model: str | None) -> str:
-        """The served model a request means: its name, or the source it was configured with.
+        """The served model a request means: by its name, or by the hub id or directory it came from.
 
         Raises:
             ApiError: 404 with the models there are.
@@ -62,14 +64,8 @@ class Inference:
             return self.encoder_name
         if model in self.models:
             return model
-        clip, classifiers = self._settings.clip, self._settings.classifiers
-        aliases = {clip.source: clip.name, clip.hub_id: clip.name}
-        for name, classifier in classifiers.items():
-            aliases |= {source: name for source in (classifier.source, classifier.hub_id) if source}
-        for word in ("auto", "starter"):
-            aliases.pop(word, None)
-        if model in aliases:
-            return aliases[model]
+        if model in self._aliases:
+            return self._aliases[model]
         message = f"no model {model!r}; the models here are {', '.join(self.models)}"
         raise ApiError(404, "model_not_found", message, "model")
 

@@ -12,7 +12,7 @@ def listen_on_loopback() -> None:
     (`ray/serve/_private/replica.py`, `add_port_to_grpc_server(self._server, "[::]:0")`) and has no
     setting for it. It asks for the cluster's token, but on a laptop nothing outside should reach it.
     """
-    bind = tls_utils.add_port_to_grpc_server
+    bind: Any = tls_utils.add_port_to_grpc_server
 
     def bind_to_loopback(server: Any, address: str) -> Any:
         return bind(server, address.replace("[::]:", "127.0.0.1:"))

@@ -30,7 +30,7 @@ class Asked:
 @router.post(
     "/v1/classify",
     response_model=schemas.ClassifyResponse,
-    openapi_extra=accepts(schemas.ClassifyRequest, raw_image=True),
+    openapi_extra=accepts(schemas.ClassifyRequest, raw_image=True, multipart=True),
 )
 @router.post("/classify", include_in_schema=False)
 async def classify(request: Request) -> Response:
@@ -62,16 +62,12 @@ async def classify(request: Request) -> Response:
 async def _read(request: Request) -> Asked:
     gateway = gateway_of(request)
     limits = gateway.settings.limits
-    media_type = body.media_type_of(request)
-    if body.is_raw_image(media_type):
-        query: dict[str, Any] = {**request.query_params, "input": []}
-        query.setdefault("model", gateway.inference.encoder_name)
-        if "labels" in query:
-            query["labels"] = [label.strip() for label in query["labels"].split(",")]
-        asked = body.validate(query, schemas.ClassifyRequest)
-        return Asked([await body.read(request, limits.max_body_bytes)], asked)
-    if not body.is_json(media_type):
-        raise body.unsupported(media_type, body.JSON, "image/*", *body.RAW_IMAGE)
+    if not body.is_json(body.media_type_of(request)):
+        images, fields = await body.read_images(request, limits, body.JSON)
+        given: dict[str, Any] = {"model": gateway.inference.encoder_name, **fields, "input": []}
+        if "labels" in given:
+            given["labels"] = [label.strip() for label in given["labels"].split(",")]
+        return Asked(list(images), body.validate(given, schemas.ClassifyRequest))
     asked = await body.read_json(request, schemas.ClassifyRequest, limits.max_body_bytes)
     values = asked.input if isinstance(asked.input, list) else [asked.input]
     return Asked(await gateway.inputs.read(values, asked.modality), asked)

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
@@ -12,7 +11,7 @@ from index.items import Hit
 from index.spec import CollectionSpec
 from serve_app import body, schemas
 from serve_app.errors import ApiError
-from serve_app.inputs import Given
+from serve_app.inputs import Given, as_vector
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
 from serve_app.remote import call
@@ -136,7 +135,7 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
         elif query.image is not None:
             given.append(schemas.ImageInput(image=query.image))
             places.append(place)
-        queries.append(query.id if query.id is not None else np.asarray(query.vector or (), np.float32))
+        queries.append(query.id if query.id is not None else as_vector(query.vector or []))
     if not given:
         return queries, None
     contents = await gateway.inputs.read(given, param=lambda i: f"queries[{places[i]}]")

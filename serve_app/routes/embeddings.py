@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from deployments.models.base import Vectors
 from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
-from serve_app.limits import check_counts
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
 from serve_app.responses import array_response, json_response, wants_array
@@ -68,21 +66,10 @@ async def embed(request: Request) -> Response:
 async def _read(request: Request) -> Asked:
     gateway = gateway_of(request)
     limits = gateway.settings.limits
-    media_type = body.media_type_of(request)
-    if body.is_raw_image(media_type):
-        image = await body.read(request, limits.max_body_bytes)
-        return Asked([image], request.query_params.get("model"))
-    if media_type == body.MULTIPART:
-        form = await body.read_form(request, limits.max_body_bytes, limits.max_images)
-        files = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
-        check_counts(len(files), 0, limits)
-        if not files:
-            raise ApiError(422, "no_files", "the form has no files; send each image as a file part", "files")
-        fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
+    if not body.is_json(body.media_type_of(request)):
+        images, fields = await body.read_images(request, limits, body.JSON)
         asked = body.validate({**fields, "input": []}, schemas.EmbeddingRequest)
-        return Asked(list(files), asked.model, asked.encoding_format, asked.dimensions)
-    if not body.is_json(media_type):
-        raise body.unsupported(media_type, body.JSON, "image/*", *body.RAW_IMAGE, body.MULTIPART)
+        return Asked(list(images), asked.model, asked.encoding_format, asked.dimensions)
     asked = await body.read_json(request, schemas.EmbeddingRequest, limits.max_body_bytes)
     values = asked.input if isinstance(asked.input, list) else [asked.input]
     contents = await gateway.inputs.read(values, asked.modality)

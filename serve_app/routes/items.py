@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from index.items import Item, content_id
 from serve_app import body, schemas
 from serve_app.errors import ApiError
-from serve_app.inputs import Content
+from serve_app.inputs import Content, as_vector
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
 from serve_app.remote import call
@@ -40,9 +39,7 @@ async def upsert(request: Request, name: Name) -> Response:
     read = await gateway.inputs.read(given, param=lambda i: f"items[{places[i]}]")
     contents = dict(zip(places, read, strict=True))
     vectors: dict[int, Any] = {
-        i: np.asarray(item.vector, np.float32)
-        for i, item in enumerate(asked.items)
-        if item.vector is not None
+        i: as_vector(item.vector) for i, item in enumerate(asked.items) if item.vector is not None
     }
     fingerprint = None
     if contents:
@@ -75,15 +72,14 @@ async def put_image(
 ) -> Response:
     """Stores one image from a raw body under an id."""
     gateway = gateway_of(request)
-    media_type = body.media_type_of(request)
-    if not body.is_raw_image(media_type):
-        raise body.unsupported(media_type, "image/*", *body.RAW_IMAGE)
     given = metadata if metadata is not None else request.headers.get(METADATA_HEADER, "{}")
     parsed = body.parse_json(given, "metadata")
     if not isinstance(parsed, dict):
         raise ApiError(422, "invalid_metadata", "metadata must be a JSON object", "metadata")
-    image = await body.read(request, gateway.settings.limits.max_body_bytes)
-    vectors, fingerprint = await _embed(request, [image], None)
+    images, _ = await body.read_images(request, gateway.settings.limits)
+    if len(images) > 1:
+        raise ApiError(422, "too_many_items", f"an id holds one image; the form has {len(images)}", "files")
+    vectors, fingerprint = await _embed(request, list(images), None)
     item = Item(id=id, vector=vectors[0], metadata=parsed)
     timing_of(request).add(await call(gateway.index, "upsert", name, [item], fingerprint))
     return json_response({"upserted": 1, "ids": [id]})

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 
 
@@ -78,27 +78,41 @@ class LocalClient:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
         }
-        messages: list[dict[str, Any]] = []
-        sent = False
+        exchange = _Exchange(content)
+        return _Pending(self._handle.remote(scope, exchange.receive, exchange.send), exchange)
 
-        async def receive() -> dict[str, Any]:
-            nonlocal sent
-            if sent:
-                await asyncio.Event().wait()  # the caller stays until the answer is complete
-            sent = True
-            return {"type": "http.request", "body": content, "more_body": False}
 
-        async def send(message: dict[str, Any]) -> None:
-            messages.append(message)
+class _Exchange:
+    """One request's ASGI channels. Handles copy their arguments even in one process, but not these."""
 
-        response = self._handle.remote(scope, receive, send)
-        return _Pending(response, messages)
+    _all: ClassVar[dict[int, "_Exchange"]] = {}
+
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+        self.messages: list[dict[str, Any]] = []
+        self._all[id(self)] = self
+
+    def __reduce__(self) -> Any:
+        return _the_same, (id(self),)
+
+    async def receive(self) -> dict[str, Any]:
+        if self._content is None:
+            await asyncio.Event().wait()  # the caller stays until the answer is complete
+        body, self._content = self._content, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+
+def _the_same(key: int) -> _Exchange:
+    return _Exchange._all[key]
 
 
 class _Pending:
-    def __init__(self, response: Any, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, response: Any, exchange: _Exchange) -> None:
         self._response = response
-        self._messages = messages
+        self._messages = exchange.messages
 
     def cancel(self) -> None:
         self._response.cancel()

@@ -36,7 +36,8 @@ def test_every_error_a_deployment_raises_has_a_status(kind: type[Any]) -> None:
 
 def test_cause_of_takes_the_wrapper_of_a_remote_call_off() -> None:
     raised = model_errors.BadInput("no image", 2)
-    wrapped = RayTaskError("work", "traceback text", raised).as_instanceof_cause()
+    wrap: Any = RayTaskError
+    wrapped = wrap("work", "traceback text", raised).as_instanceof_cause()
     assert isinstance(wrapped, model_errors.BadInput)
     assert model_errors.cause_of(wrapped) is raised
     assert model_errors.cause_of(raised) is raised

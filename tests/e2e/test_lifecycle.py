@@ -1,0 +1,74 @@
+"""Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.assets import clip_directory, distilbert_directory
+from tests.photos import data_uri, jpeg
+from tests.server import Server, running
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A CLIP of ViT-B/32's real architecture and a DistilBERT of its real size, random weights."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "clip": clip_directory(root / "clip", tiny=False),
+        "news": distilbert_directory(root / "news", ("world", "sport"), tiny=False),
+    }
+
+
+def test_local_directories_are_served_by_a_settings_change_and_data_survives_a_restart(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    args = {
+        "data_dir": str(tmp_path / "data"),
+        "clip": {"source": str(directories["clip"])},
+        "classifiers": {"news": {"source": str(directories["news"])}},
+    }
+    with running(args) as server:
+        models = {model["id"]: model for model in server.get("/v1/models").json()["data"]}
+        assert models["clip"]["dimensions"] == 512
+        assert models["news"]["labels"] == ["world", "sport"]
+        row = server.post("/v1/classify", json={"model": "news", "input": "a match"}).json()["data"][0]
+        assert sum(label["score"] for label in row) == pytest.approx(1, abs=1e-3)
+        assert server.put("/v1/collections/kept", json={}).status_code == 200
+        items = [{"id": n, "image": data_uri(jpeg(n)), "metadata": {"n": n}} for n in ("chelsea", "coffee")]
+        assert server.post("/v1/collections/kept/items", json={"items": items}).status_code == 200
+        before = searched(server)
+    with running(args) as server:
+        assert server.get("/v1/collections/kept").json()["count"] == 2
+        assert searched(server) == before
+        assert server.get("/v1/collections/kept/items/coffee").json()["metadata"] == {"n": "coffee"}
+    with running({**args, "clip": {"source": "starter"}}) as server:
+        answer = server.post("/v1/collections/kept/search", json={"text": "a cat"})
+        assert answer.status_code == 409
+        assert answer.json()["error"]["code"] == "model_mismatch"
+
+
+def searched(server: Server) -> list[str]:
+    query = {"image": data_uri(jpeg("coffee"))}
+    hits = server.post("/v1/collections/kept/search", json=query).json()["results"]
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
+    return [hit["id"] for hit in hits]
+
+
+SERVE = [sys.executable, "-m", "ray.serve.scripts", "run"]
+
+
+def test_serve_run_takes_the_configuration_file() -> None:
+    with running({"clip": {"source": "starter"}}, command=[*SERVE, "{config}"]) as server:
+        answer = server.post("/v1/embeddings", json={"input": "a cat"})
+        assert answer.status_code == 200
+        large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
+        assert large.status_code == 200
+
+
+def test_an_unknown_setting_stops_the_start_and_names_the_known_one() -> None:
+    with (
+        pytest.raises(AssertionError, match=r"unknown setting 'clip.sorce'; did you mean 'source'"),
+        running({"clip": {"sorce": "starter"}}),
+    ):
+        raise RuntimeError("the server started")

@@ -1,0 +1,217 @@
+"""Every row of the error table, each with a message that says what was wrong."""
+
+import base64
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.local.client import Answer, LocalClient
+from tests.photos import data_uri, encode, jpeg
+
+JSON = {"content-type": "application/json"}
+TRUNCATED = jpeg("chelsea")[:5000]
+
+
+def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    assert answer.status == status, answer.content
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code, error
+    assert error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b'{"input": ["a"', None, "invalid_json"),
+        (b"", None, "invalid_json"),
+        (b"\xff\xfe", None, "invalid_json"),
+        (b'{"input": ["ok", {"image": "@@@"}]}', "input[1]", "invalid_base64"),
+        (b'{"input": "data:image/png;base64,@"}', "input[0]", "invalid_base64"),
+        (b'{"input": "data:image/png,abc"}', "input[0]", "invalid_data_uri"),
+    ],
+)
+def test_400_the_body_is_not_what_it_says(
+    client: LocalClient, body: bytes, param: str | None, code: str
+) -> None:
+    error = error_of(client.post("/v1/embeddings", content=body, headers=JSON), 400, code)
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/nowhere", "unknown_route"),
+        ("GET", "/v1/models/nope", "model_not_found"),
+        ("GET", "/v1/collections/nope", "collection_not_found"),
+        ("DELETE", "/v1/collections/nope", "collection_not_found"),
+        ("GET", "/v1/collections/nope/items", "collection_not_found"),
+        ("GET", "/v1/collections/nope/items/x", "collection_not_found"),
+    ],
+)
+def test_404_what_is_not_there(client: LocalClient, method: str, path: str, code: str) -> None:
+    assert error_of(client.request(method, path), 404, code)["type"] == "not_found_error"
+
+
+def test_404_an_unknown_model_lists_those_there_are(client: LocalClient) -> None:
+    answer = client.post("/v1/embeddings", json_body={"model": "nope", "input": "a"})
+    error = error_of(answer, 404, "model_not_found")
+    assert error["param"] == "model"
+    assert "clip" in error["message"]
+    assert "news" in error["message"]
+
+
+def test_405_says_which_method(client: LocalClient) -> None:
+    error = error_of(client.get("/v1/embeddings"), 405, "method_not_allowed")
+    assert "POST" in error["message"]
+
+
+def test_409_other_settings_and_other_models(client: LocalClient) -> None:
+    assert client.put("/v1/collections/mine", json_body={"dimensions": 3}).status == 200
+    assert client.put("/v1/collections/mine", json_body={"dimensions": 3}).status == 200
+    error_of(client.put("/v1/collections/mine", json_body={"dimensions": 4}), 409, "collection_exists")
+    text = {"items": [{"id": "a", "text": "a cat"}]}
+    error = error_of(client.post("/v1/collections/mine/items", json_body=text), 409, "model_mismatch")
+    assert error["type"] == "conflict_error"
+    error_of(client.post("/v1/collections/mine/search", json_body={"text": "a"}), 409, "model_mismatch")
+
+
+def test_413_too_much(client: LocalClient) -> None:
+    big = client.post(
+        "/v1/embeddings", content=b"x" * (1024 * 1024 + 1), headers={"content-type": "image/png"}
+    )
+    assert "1048576 bytes" in error_of(big, 413, "body_too_large")["message"]
+    undeclared = client.post(
+        "/v1/embeddings",
+        content=b"x" * (1024 * 1024 + 1),
+        headers={"content-type": "image/png", "content-length": ""},
+    )
+    error_of(undeclared, 413, "body_too_large")
+    texts = client.post("/v1/embeddings", json_body={"input": ["a"] * 33})
+    assert "at most 32" in error_of(texts, 413, "too_many_items")["message"]
+    images = client.post("/v1/embeddings", json_body={"input": [{"image": "AAAA"}] * 5})
+    assert "at most 4" in error_of(images, 413, "too_many_items")["message"]
+    text = client.post("/v1/embeddings", json_body={"input": ["a", "b" * 1001]})
+    assert error_of(text, 413, "text_too_long")["param"] == "input[1]"
+    pixels = data_uri(encode(Image.new("1", (1001, 1000)), "PNG"), "image/png")
+    error = error_of(client.post("/v1/embeddings", json_body={"input": ["a", pixels]}), 413, "too_large")
+    assert error["param"] == "input[1]"
+    assert "1000000" in error["message"]
+    labels = {"model": "clip", "input": "a", "labels": list("abcdefghi")}
+    error_of(client.post("/v1/classify", json_body=labels), 413, "too_many_labels")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify", "/v1/rerank", "/v1/collections/x/search"])
+def test_415_a_content_type_that_is_not_supported(client: LocalClient, path: str) -> None:
+    answer = client.post(path, content=b"<a/>", headers={"content-type": "application/xml"})
+    error = error_of(answer, 415, "unsupported_media_type")
+    assert "application/xml" in error["message"]
+    assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/embeddings", {}, "input"),
+        ("/v1/embeddings", [], None),
+        ("/v1/embeddings", {"input": 3}, "input"),
+        ("/v1/embeddings", {"input": ["a", 3]}, "input[1]"),
+        ("/v1/embeddings", {"input": [{"text": "a", "image": "b"}]}, "input[0].image"),
+        ("/v1/embeddings", {"input": "a", "modality": "sound"}, "modality"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 7}, "dimensions"),
+        ("/v1/embeddings", {"input": [{"image": "AA"}], "modality": "text"}, "input[0]"),
+        ("/v1/embeddings", {"input": [{"image": "https://example.com/a.jpg"}]}, "input[0]"),
+        ("/v1/embeddings", {"input": "a", "model": "news"}, "model"),
+        ("/v1/classify", {"model": "clip", "input": "a"}, "labels"),
+        ("/v1/classify", {"model": "clip", "input": "a", "labels": []}, "labels"),
+        ("/v1/classify", {"model": "clip", "input": "a", "labels": [""]}, "labels[0]"),
+        ("/v1/classify", {"model": "news", "input": "a", "labels": ["b"]}, "labels"),
+        ("/v1/classify", {"model": "news", "input": [{"image": "AAAA"}]}, "input[0]"),
+        ("/v1/classify", {"model": "news", "input": "a", "top_k": 0}, "top_k"),
+        ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/v1/collections/x/items", {"items": []}, "items"),
+        ("/v1/collections/x/items", {"items": [{"id": "a"}]}, "items[0]"),
+        ("/v1/collections/x/items", {"items": [{"text": "a", "vector": [1]}]}, "items[0]"),
+        ("/v1/collections/x/items", {"items": [{"text": "a", "colour": "red"}]}, "items[0].colour"),
+        ("/v1/collections/x/search", {}, None),
+        ("/v1/collections/x/search", {"text": "a", "vector": [1]}, None),
+        ("/v1/collections/x/search", {"text": "a", "limit": 0}, "limit"),
+        ("/v1/collections/x/search", {"text": "a", "limit": 10_001}, "limit"),
+        ("/v1/collections/x/delete", {}, None),
+    ],
+)
+def test_422_json_that_does_not_validate(
+    client: LocalClient, path: str, body: Any, param: str | None
+) -> None:
+    answer = client.post(path, json_body=body)
+    assert answer.status == 422, answer.content
+    assert answer.json()["error"]["param"] == param, answer.content
+
+
+@pytest.mark.parametrize(
+    "image", [TRUNCATED, b"not an image", b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 50]
+)
+def test_422_an_image_that_cannot_be_decoded(client: LocalClient, image: bytes) -> None:
+    raw = client.post("/v1/embeddings", content=image, headers={"content-type": "image/jpeg"})
+    error_of(raw, 422, "invalid_input")
+    listed = client.post(
+        "/v1/embeddings", json_body={"input": ["a", data_uri(jpeg("coffee")), data_uri(image)]}
+    )
+    assert error_of(listed, 422, "invalid_input")["param"] == "input[2]"
+
+
+def test_422_text_no_tokenizer_takes(client: LocalClient) -> None:
+    body = b'{"input": ["fine", "bad \\ud800 surrogate"]}'
+    answer = client.post("/v1/embeddings", content=body, headers=JSON)
+    assert answer.status in (400, 422), answer.content
+
+
+@pytest.mark.parametrize(
+    ("vector", "metadata"),
+    [([1.0], {}), ([1.0, 2.0, 3.0, 4.0], {}), ([0.0, 0.0, 0.0], {}), ([1e39, 0.0, 0.0], {})],
+)
+def test_422_a_vector_the_collection_cannot_hold(
+    client: LocalClient, vector: list[float], metadata: dict[str, Any]
+) -> None:
+    client.put("/v1/collections/threes", json_body={"dimensions": 3})
+    items = {"items": [{"id": "ok", "vector": [1, 2, 3]}, {"id": "bad", "vector": vector}]}
+    error = error_of(client.post("/v1/collections/threes/items", json_body=items), 422, "invalid_vector")
+    assert error["param"] == "items[1]"
+    assert client.get("/v1/collections/threes/items/ok").status == 404  # all or nothing
+
+
+def test_422_nan_is_not_json(client: LocalClient) -> None:
+    client.put("/v1/collections/threes", json_body={"dimensions": 3})
+    body = b'{"items": [{"id": "a", "vector": [NaN, 1, 2]}]}'
+    answer = client.post("/v1/collections/threes/items", content=body, headers=JSON)
+    error_of(answer, 400, "invalid_json")
+
+
+@pytest.mark.parametrize("name", ["Upper", "a b", "x" * 65, "ü"])
+def test_422_a_collection_name_out_of_its_alphabet(client: LocalClient, name: str) -> None:
+    assert client.put(f"/v1/collections/{name}", json_body={"dimensions": 3}).status == 422
+
+
+def test_503_a_model_without_weights_says_why(client: LocalClient) -> None:
+    answer = client.post("/v1/classify", json_body={"model": "absent", "input": "a"})
+    error = error_of(answer, 503, "model_unavailable")
+    assert "absent" in error["message"]
+    assert error["type"] == "unavailable_error"
+
+
+def test_a_bad_item_of_a_batch_is_named_by_its_place_in_the_request(client: LocalClient) -> None:
+    bad = base64.b64encode(TRUNCATED).decode()
+    client.put("/v1/collections/places", json_body={})
+    items = [{"vector": [1.0] * 16}, {"text": "a"}, {"vector": [1.0] * 16}, {"image": bad}]
+    answer = client.post("/v1/collections/places/items", json_body={"items": items})
+    assert error_of(answer, 422, "invalid_input")["param"] == "items[3]"
+    queries = [{"vector": [1.0] * 16}, {"image": bad}]
+    answer = client.post("/v1/collections/places/search", json_body={"queries": queries})
+    assert error_of(answer, 422, "invalid_input")["param"] == "queries[1]"
+    documents = ["a", {"image": bad}]
+    answer = client.post("/v1/rerank", json_body={"query": "b", "documents": documents})
+    assert error_of(answer, 422, "invalid_input")["param"] == "documents[1]"

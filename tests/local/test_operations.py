@@ -1,0 +1,164 @@
+"""Health, models, keys, overload, time limits and the OpenAPI document."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from serve_app.app import build_app
+from tests.local.client import LocalClient
+from tests.photos import data_uri, jpeg
+
+
+def start(app_args: dict[str, Any], data: Path, name: str, **settings: Any) -> LocalClient:
+    app = build_app({**app_args, "data_dir": str(data), "classifiers": {}, **settings})
+    return LocalClient(serve.run(app, name=name, _local_testing_mode=True))
+
+
+def test_health(client: LocalClient) -> None:
+    assert client.get("/health/live").json()["status"] == "alive"
+    ready = client.get("/health/ready")
+    assert ready.status == 200
+    assert ready.json() == {
+        "status": "ready",
+        "dependencies": {
+            "preprocessor": "ready",
+            "index": "ready",
+            "clip": "ready",
+            "news": "ready",
+            "absent": "unavailable",
+        },
+    }
+
+
+def test_models(client: LocalClient, model_directories: dict[str, Path]) -> None:
+    models = {m["id"]: m for m in client.get("/v1/models").json()["data"]}
+    assert set(models) == {"clip", "news", "absent"}
+    clip = models["clip"]
+    assert (clip["object"], clip["task"], clip["state"], clip["dimensions"]) == (
+        "model",
+        "embedding",
+        "ready",
+        16,
+    )
+    assert str(model_directories["clip"]) in clip["source"]
+    assert (clip["engine"], clip["precision"], len(clip["fingerprint"])) == ("openvino", "fp32", 64)
+    assert models["news"]["labels"] == ["world", "sport", "science"]
+    assert models["absent"]["state"] == "unavailable"
+    assert models["absent"]["notes"]
+    assert client.get("/v1/models/clip").json() == clip
+
+
+def test_home_and_documents(client: LocalClient) -> None:
+    home = client.get("/")
+    assert (home.status, home.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b"/docs" in home.content
+    assert client.get("/docs").status == 200
+
+
+def test_keys(app_args: dict[str, Any], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("right\nother\n")
+    client = start(app_args, tmp_path / "data", "keys", auth={"keys_file": str(keys)})
+    body = {"input": "a"}
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right"}):
+        answer = client.post("/v1/embeddings", json_body=body, headers=headers)
+        assert answer.status == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for key in ("right", "other"):
+        headers = {"authorization": f"Bearer {key}"}
+        assert client.post("/v1/embeddings", json_body=body, headers=headers).status == 200
+    for path in ("/health/live", "/health/ready", "/docs", "/openapi.json", "/"):
+        assert client.get(path).status == 200
+    assert client.get("/v1/models").status == 401
+    assert client.get("/health/live/../v1/models").status == 401
+
+
+def test_docs_can_be_closed(app_args: dict[str, Any], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("right\n")
+    auth = {"keys_file": str(keys), "open_docs": False}
+    client = start(app_args, tmp_path / "data", "closed", auth=auth)
+    assert client.get("/docs").status == 401
+    assert client.get("/health/live").status == 200
+
+
+def test_429_tells_when_to_come_back_the_same_for_single_and_batch(
+    app_args: dict[str, Any], tmp_path: Path
+) -> None:
+    limits = {**app_args["limits"], "max_inflight_items": 4, "retry_after_s": 7}
+    client = start(app_args, tmp_path, "overload", limits=limits)
+    statuses: list[tuple[int, str | None]] = []
+    gate = threading.Barrier(12)
+
+    def post(size: int) -> None:
+        gate.wait()
+        images = [data_uri(jpeg("motorcycle"))] * size
+        answer = client.post("/v1/embeddings", json_body={"input": images})
+        statuses.append((answer.status, answer.headers.get("retry-after")))
+        if answer.status == 429:
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
+            assert "at most 4" in error["message"]
+
+    threads = [threading.Thread(target=post, args=(1 + 3 * (i % 2),)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in statuses} == {200, 429}
+    assert {after for status, after in statuses if status == 429} == {"7"}
+    # Once the load is gone, everything is taken again.
+    assert client.post("/v1/embeddings", json_body={"input": ["a"] * 4}).status == 200
+
+
+def test_408_past_the_time_limit(app_args: dict[str, Any], tmp_path: Path) -> None:
+    limits = {**app_args["limits"], "request_timeout_s": 0.001}
+    client = start(app_args, tmp_path, "hurry", limits=limits)
+    answer = client.post("/v1/embeddings", json_body={"input": [data_uri(jpeg("motorcycle"))] * 4})
+    assert answer.status == 408
+    assert answer.json()["error"]["type"] == "timeout_error"
+    assert "0.001 s" in answer.json()["error"]["message"]
+
+
+def test_the_openapi_document_describes_requests_answers_and_errors(client: LocalClient) -> None:
+    document = client.get("/openapi.json").json()
+    embeddings = document["paths"]["/v1/embeddings"]["post"]
+    assert set(embeddings["requestBody"]["content"]) >= {"application/json", "image/*", "multipart/form-data"}
+    assert {"200", "400", "401", "413", "422", "429"} <= set(embeddings["responses"])
+    schemas = document["components"]["schemas"]
+    assert {"EmbeddingRequest", "SearchRequest", "UpsertRequest", "Error"} <= set(schemas)
+    references = set(_references(document))
+    assert references <= {f"#/components/schemas/{name}" for name in schemas}
+    assert json.dumps(document)
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [r for value in node.values() for r in _references(value)]
+    if isinstance(node, list):
+        return [r for value in node for r in _references(value)]
+    return []
+
+
+def test_a_caller_who_hangs_up_leaves_the_others_alone(client: LocalClient) -> None:
+    body = {"input": [data_uri(jpeg("motorcycle"))] * 4}
+    pending = [client.submit("POST", "/v1/embeddings", body) for _ in range(8)]
+    for request in pending[::2]:
+        request.cancel()
+    assert [request.result(60).status for request in pending[1::2]] == [200] * 4
+    assert client.get("/health/ready").status == 200
+
+
+def test_a_model_answers_to_what_it_was_loaded_from_and_to_nothing_it_is_not(
+    client: LocalClient, model_directories: dict[str, Path]
+) -> None:
+    name = str(model_directories["clip"])
+    answer = client.post("/v1/embeddings", json_body={"model": name, "input": "a"})
+    assert (answer.status, answer.json()["model"]) == (200, name)
+    for other in ("openai/clip-vit-base-patch32", "auto", "starter", ""):
+        assert client.post("/v1/embeddings", json_body={"model": other, "input": "a"}).status == 404
