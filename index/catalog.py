@@ -1,0 +1,216 @@
+"""All collections of a data directory: create, open, list, delete."""
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+from uuid import uuid4
+
+from configs.settings import IndexSettings, LimitSettings
+from index.collection import Collection
+from index.errors import CollectionNotFound, IndexUnavailable
+from index.spec import CollectionSpec
+from index.store import FILE_NAME, Store
+
+LOCK_NAME = ".lock"
+UNFINISHED = ".unfinished-"
+"""Prefix of directories being created or deleted; no collection's name can start with a dot."""
+LOCK_POLL_S = 0.05
+
+
+class Catalog:
+    """Every collection under `root`, each in a directory of its name; the only writer there.
+
+    Safe to use from many threads. A collection that cannot be opened does not keep the others from
+    it: its error is in `unavailable`, `get` raises it, and the next `get` tries again.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: IndexSettings | None = None,
+        limits: LimitSettings | None = None,
+        *,
+        lock_timeout_s: float = 0,
+    ) -> None:
+        """Open `root`, made if missing, and all its collections.
+
+        Waits up to `lock_timeout_s` for another process that has it open.
+
+        Raises:
+            IndexUnavailable: it cannot be written to, or another process has it open.
+        """
+        self.root = root
+        self._settings = settings or IndexSettings()
+        self._limits = limits or LimitSettings()
+        self._lock = threading.RLock()
+        self._closed = False
+        self._names: set[str] = set()
+        self._open: dict[str, Collection] = {}
+        self._unavailable: dict[str, IndexUnavailable] = {}
+        with _file_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock_file = _locked(root / LOCK_NAME, lock_timeout_s)
+        try:
+            with _file_errors(root):
+                for leftover in root.glob(f"{UNFINISHED}*"):
+                    shutil.rmtree(leftover)
+                self._names = {path.parent.name for path in root.glob(f"*/{FILE_NAME}")}
+            for name in sorted(self._names):
+                with suppress(IndexUnavailable):
+                    self._opened(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def create(self, spec: CollectionSpec) -> Collection:
+        """A new collection, or the existing one if it has the same settings.
+
+        Raises:
+            CollectionExists, ModelMismatch: it exists with other settings, or filled by another model.
+            IndexUnavailable: the files cannot be written.
+        """
+        with self._using():
+            if spec.name in self._names:
+                collection = self._opened(spec.name)
+                collection.spec.check_same(spec)
+                return collection
+            with _file_errors(self.root):
+                unfinished = self.root / f"{UNFINISHED}{uuid4().hex}"
+                unfinished.mkdir()
+                try:
+                    store = Store.create(unfinished, spec, created=int(time.time()))
+                    store.close(IndexUnavailable("the collection is being created"))
+                    _sync_directory(unfinished)
+                    unfinished.rename(self.root / spec.name)
+                except BaseException:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
+                self._names.add(spec.name)
+                _sync_directory(self.root)
+            return self._opened(spec.name)
+
+    def get(self, name: str) -> Collection:
+        """Raises CollectionNotFound, or IndexUnavailable if its files cannot be used."""
+        if collection := self._open.get(name):
+            return collection
+        with self._using():
+            if name not in self._names:
+                raise CollectionNotFound(f"there is no collection {name!r}")
+            return self._opened(name)
+
+    def list(self) -> list[Collection]:
+        """The collections that are open, by name."""
+        with self._lock:
+            return [collection for _, collection in sorted(self._open.items())]
+
+    @property
+    def unavailable(self) -> dict[str, IndexUnavailable]:
+        """The collections that cannot be opened, and why."""
+        with self._lock:
+            return dict(self._unavailable)
+
+    def delete(self, name: str) -> None:
+        """Remove a collection and its files, readable or not. Raises CollectionNotFound, IndexUnavailable."""
+        with self._using():
+            if name not in self._names:
+                raise CollectionNotFound(f"there is no collection {name!r}")
+            if collection := self._open.pop(name, None):
+                collection.close(CollectionNotFound(f"collection {name!r} was deleted"))
+            with _file_errors(self.root):
+                doomed = (self.root / name).rename(self.root / f"{UNFINISHED}{uuid4().hex}")
+                self._names.remove(name)
+                self._unavailable.pop(name, None)
+                _sync_directory(self.root)
+        shutil.rmtree(doomed, ignore_errors=True)  # what is left goes at the next start
+
+    def close(self) -> None:
+        """Close every collection and let another process open the directory."""
+        with self._lock:
+            for collection in self._open.values():
+                collection.close()
+            self._open.clear()
+            self._closed = True
+            self._lock_file.close()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise IndexUnavailable("the index is closed")
+            yield
+
+    def _opened(self, name: str) -> Collection:
+        """The collection, opened if it is not yet; the caller holds the lock."""
+        if collection := self._open.get(name):
+            return collection
+        self._unavailable.pop(name, None)
+        try:
+            collection = Collection(
+                self.root / name,
+                threads=_search_threads(self._settings),
+                compact_ratio=self._settings.compact_ratio,
+                max_metadata_bytes=self._limits.max_metadata_bytes,
+            )
+        except IndexUnavailable as error:
+            self._unavailable[name] = error
+            raise
+        self._open[name] = collection
+        return collection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _search_threads(settings: IndexSettings) -> int:
+    """As for every deployment: below one CPU the number is a scheduling fraction of a shared machine."""
+    if settings.threads:
+        return settings.threads
+    return int(settings.cpus) if settings.cpus >= 1 else os.cpu_count() or 1
+
+
+def _locked(path: Path, timeout_s: float) -> IO[bytes]:
+    """The file, held by this process until it is closed; the system lets go of it if the process dies."""
+    file = path.open("ab")
+    give_up = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                file.close()
+                raise IndexUnavailable(
+                    f"{path.parent.name!r} is open in another process; a data directory has one writer"
+                ) from None
+        time.sleep(LOCK_POLL_S)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make new and renamed entries of a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise IndexUnavailable(
+            f"the index directory {root.name!r} cannot be used: {error.strerror}"
+        ) from error

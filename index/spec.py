@@ -1,0 +1,69 @@
+"""What a collection is: its settings, fixed when it is created, and the model that fills it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.settings import Frozen, Name
+from index.errors import CollectionExists, ModelMismatch
+
+Metric = Literal["cosine", "dot", "l2"]
+Kind = Literal["auto", "flat"]
+
+
+class CollectionSpec(Frozen):
+    """Settings of a collection.
+
+    With a `model` the collection holds what that model makes, and `fingerprint` is the exact model
+    (weights and preprocessing) once something was written. Without one it holds raw vectors.
+    """
+
+    name: Name
+    dimensions: Annotated[int, Field(ge=1, le=65536)]
+    metric: Metric = "cosine"
+    kind: Kind = "auto"
+    model: str | None = None
+    fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _fingerprint_of_a_model(self) -> Self:
+        if self.fingerprint is not None and self.model is None:
+            raise ValueError("fingerprint needs a model: a collection without one holds raw vectors")
+        return self
+
+    def check_fingerprint(self, fingerprint: str | None) -> None:
+        """Raise ModelMismatch unless vectors made by `fingerprint` (None: raw) belong here."""
+        if fingerprint is None:
+            return
+        if self.model is None:
+            raise ModelMismatch(
+                f"collection {self.name!r} holds raw vectors, so no model can write to it or search it: "
+                "send vectors, or create a collection with a model and add the items there"
+            )
+        if self.fingerprint is not None and fingerprint != self.fingerprint:
+            raise ModelMismatch(
+                f"collection {self.name!r} was filled by model {self.model!r} with fingerprint "
+                f"{self.fingerprint}, but these vectors come from fingerprint {fingerprint}: serve the model "
+                "that filled it, or create a new collection and add the items there to embed them again"
+            )
+
+    def check_same(self, wanted: "CollectionSpec") -> None:
+        """Raise unless creating `wanted` over this existing collection changes nothing.
+
+        Raises:
+            ModelMismatch: only the exact model differs.
+            CollectionExists: a setting differs; the message names each.
+        """
+        fields = ("dimensions", "metric", "kind", "model")
+        if wanted.model == self.model:
+            self.check_fingerprint(wanted.fingerprint)
+        differences = [
+            f"{field} is {getattr(self, field)!r}, not {getattr(wanted, field)!r}"
+            for field in fields
+            if getattr(self, field) != getattr(wanted, field)
+        ]
+        if differences:
+            raise CollectionExists(
+                f"collection {self.name!r} exists with other settings ({'; '.join(differences)}): "
+                "use those, choose another name, or delete it first"
+            )

@@ -1,0 +1,342 @@
+"""Items of one collection in SQLite: the source of truth, durable once a write returns."""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from index.errors import BadFilter, IndexUnavailable, VectorIndexError
+from index.filters import Condition
+from index.items import Include, Record, Rowids, Vectors
+from index.spec import CollectionSpec
+
+FILE_NAME = "items.db"
+PAGE_BYTES = 8192  # holds three vectors of 512 numbers; pages of 4096 hold one and leave half empty
+MAX_WAL_BYTES = 64 * 1024 * 1024
+BUSY_TIMEOUT_S = 1  # the longest a write waits for reads, when it has to empty the log
+ROWS_PER_READ = 1000
+MAX_FILTER_S = 30
+STEPS_PER_CLOCK_READ = 100_000  # of SQLite's virtual machine: some milliseconds
+
+# Named steps, applied once each and in order. Never edit one that was released; append.
+# Vectors have a table of their own, so that a filter reads metadata and not the vectors between.
+# AUTOINCREMENT: a rowid is never given twice, so it names one version of one item for ever.
+MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "items and vectors",
+        (
+            "CREATE TABLE state (version INTEGER NOT NULL, spec TEXT NOT NULL, created INTEGER NOT NULL)",
+            "CREATE TABLE items (rowid INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,"
+            " metadata TEXT NOT NULL)",
+            "CREATE TABLE vectors (rowid INTEGER PRIMARY KEY, vector BLOB NOT NULL, thumbnail BLOB)",
+        ),
+    ),
+)
+
+REASONS = {
+    "SQLITE_FULL": "the disk is full; free some space and try again",
+    "SQLITE_READONLY": "its files are read-only; make the data directory writable for this user",
+    "SQLITE_CORRUPT": "its database is damaged; restore it from a copy, or delete the collection",
+    "SQLITE_NOTADB": "its database is damaged; restore it from a copy, or delete the collection",
+    "SQLITE_CANTOPEN": "its files cannot be opened; check that the data directory exists and is accessible",
+}
+
+
+class Row(NamedTuple):
+    """An item ready to be stored: a checked id, metadata as JSON text, vector as bytes."""
+
+    id: str
+    metadata: str
+    vector: bytes
+    thumbnail: bytes | None
+
+
+class Reader:
+    """Reads of one snapshot of the database."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.version: int = self._one("SELECT version FROM state")
+
+    def spec(self) -> CollectionSpec:
+        return CollectionSpec.model_validate_json(self._one("SELECT spec FROM state"))
+
+    def created(self) -> int:
+        """When the collection was made, in seconds since 1970."""
+        return int(self._one("SELECT created FROM state"))
+
+    def vectors(self, dimensions: int) -> tuple[Rowids, Vectors]:
+        """Every rowid, ascending, and its vector: int64 [n] and float32 [n, d]."""
+        count = self._one("SELECT count(*) FROM vectors")
+        rowids, vectors = np.empty(count, np.int64), np.empty((count, dimensions), np.float32)
+        cursor = self._connection.execute("SELECT rowid, vector FROM vectors ORDER BY rowid")
+        start = 0
+        while rows := cursor.fetchmany(ROWS_PER_READ):
+            if any(len(vector) != 4 * dimensions for _, vector in rows):
+                raise IndexUnavailable(
+                    f"a stored vector is not {dimensions} numbers long; the database is damaged"
+                )
+            end = start + len(rows)
+            rowids[start:end] = [rowid for rowid, _ in rows]
+            vectors[start:end] = np.frombuffer(b"".join(v for _, v in rows), "<f4").reshape(-1, dimensions)
+            start = end
+        return rowids, vectors
+
+    def matching(self, condition: Condition) -> Rowids:
+        """The rowids of the items that pass, ascending. Raises BadFilter if that takes too long."""
+        deadline = time.monotonic() + MAX_FILTER_S
+        self._connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CLOCK_READ)
+        try:
+            rows = self._connection.execute(
+                f"SELECT rowid FROM items WHERE {condition.sql} ORDER BY rowid", condition.parameters
+            )
+            return np.fromiter((rowid for (rowid,) in rows), np.int64)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_INTERRUPT":
+                raise
+            raise BadFilter(f"the filter ran for more than {MAX_FILTER_S} s; use fewer conditions") from None
+        finally:
+            self._connection.set_progress_handler(None, 0)
+
+    def find(self, id: str, include: Include) -> Record | None:
+        return next((record for _, record in self._records("i.id = ?", (id,), include)), None)
+
+    def records(self, rowids: Iterable[int], include: Include) -> dict[int, Record]:
+        chosen = "i.rowid IN (SELECT value FROM json_each(?))"
+        return dict(self._records(chosen, (json.dumps(list(rowids)),), include))
+
+    def after(self, rowid: int, limit: int, include: Include) -> list[tuple[int, Record]]:
+        """Up to `limit` records with greater rowids, ascending."""
+        return list(self._records("i.rowid > ? ORDER BY i.rowid LIMIT ?", (rowid, limit), include))
+
+    def _records(
+        self, where: str, parameters: tuple[str | int, ...], include: Include
+    ) -> Iterator[tuple[int, Record]]:
+        columns = ("i.metadata", "v.vector", "v.thumbnail")
+        names = ("metadata", "vector", "thumbnail")
+        wanted = [column if name in include else "NULL" for name, column in zip(names, columns, strict=True)]
+        join = "JOIN vectors v ON v.rowid = i.rowid" if include & {"vector", "thumbnail"} else ""
+        for rowid, id, metadata, vector, thumbnail in self._connection.execute(
+            f"SELECT i.rowid, i.id, {', '.join(wanted)} FROM items i {join} WHERE {where}", parameters
+        ):
+            yield (
+                rowid,
+                Record(
+                    id,
+                    None if metadata is None else json.loads(metadata),
+                    None if vector is None else np.frombuffer(vector, "<f4").astype(np.float32),
+                    thumbnail,
+                ),
+            )
+
+    def _one(self, query: str) -> Any:
+        row = self._connection.execute(query).fetchone()
+        if row is None:
+            raise IndexUnavailable("the database has no state; it is damaged")
+        return row[0]
+
+
+class Writer(Reader):
+    """Reads and writes of one transaction; `version` is the one it starts from."""
+
+    def put(self, rows: Iterable[Row]) -> tuple[Rowids, Rowids]:
+        """Store rows of distinct ids under new rowids: the rowids removed and those added, ascending."""
+        removed, added = [], []
+        for row in rows:
+            removed += self._take(row.id)
+            inserted = self._connection.execute(
+                "INSERT INTO items (id, metadata) VALUES (?, ?)", (row.id, row.metadata)
+            )
+            assert inserted.lastrowid is not None
+            added.append(inserted.lastrowid)
+            self._connection.execute(
+                "INSERT INTO vectors (rowid, vector, thumbnail) VALUES (?, ?, ?)",
+                (inserted.lastrowid, row.vector, row.thumbnail),
+            )
+        return _ascending(removed), np.array(added, np.int64)
+
+    def remove(self, ids: Iterable[str]) -> Rowids:
+        """Remove the items of these ids, where there are any: the rowids removed."""
+        return _ascending([rowid for id in ids for rowid in self._take(id)])
+
+    def remove_matching(self, condition: Condition) -> Rowids:
+        rowids = self.matching(condition)
+        doomed = [(int(rowid),) for rowid in rowids]
+        for table in ("items", "vectors"):
+            self._connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", doomed)
+        return rowids
+
+    def set_spec(self, spec: CollectionSpec) -> None:
+        self._connection.execute("UPDATE state SET spec = ?", (spec.model_dump_json(),))
+
+    def _take(self, id: str) -> list[int]:
+        rows = self._connection.execute("DELETE FROM items WHERE id = ? RETURNING rowid", (id,)).fetchall()
+        self._connection.executemany("DELETE FROM vectors WHERE rowid = ?", rows)
+        return [rowid for (rowid,) in rows]
+
+
+class Store:
+    """The database in a collection's directory.
+
+    Reads run on connections of their own and wait for nobody; writes are one at a time, which the
+    caller sees to. Every method raises IndexUnavailable when the files cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed: VectorIndexError | None = None
+        with self._translated():
+            if not self._path.is_file():
+                raise FileNotFoundError(f"{FILE_NAME} is missing")
+            self._writer = self._connect()
+            try:
+                _migrate(self._writer)
+            except BaseException:
+                self._writer.close()
+                raise
+
+    @classmethod
+    def create(cls, directory: Path, spec: CollectionSpec, created: int) -> Self:
+        """Make the database of a new collection in an existing empty directory."""
+        (directory / FILE_NAME).touch()
+        store = cls(directory)
+        with store._translated():
+            store._writer.execute(
+                "INSERT INTO state (version, spec, created) VALUES (0, ?, ?)",
+                (spec.model_dump_json(), created),
+            )
+        return store
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / FILE_NAME
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        """Reads that all see the same committed state."""
+        with self._translated():
+            connection = self._borrow()
+            try:
+                connection.execute("BEGIN")
+                try:
+                    yield Reader(connection)
+                finally:
+                    connection.execute("ROLLBACK")
+            finally:
+                self._give_back(connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Writer]:
+        """Writes that are committed, and the version raised by one, when the block ends without error."""
+        with self._translated():
+            self._check_open()
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield Writer(self._writer)
+                self._writer.execute("UPDATE state SET version = version + 1")
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:  # SQLite has rolled back by itself when the disk is full
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    def limit_wal(self) -> None:
+        """Have the next write start the write-ahead log anew, if it has grown large.
+
+        SQLite does so by itself only at a moment without readers, which under steady searches never
+        comes. This waits for reads that are running, without stopping new ones, and may fail in peace:
+        the log is valid at any size.
+        """
+        with suppress(OSError, sqlite3.OperationalError):
+            if self._path.with_name(f"{FILE_NAME}-wal").stat().st_size > MAX_WAL_BYTES:
+                self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+
+    def bytes_on_disk(self) -> int:
+        with self._translated():
+            return sum(path.stat().st_size for path in self.directory.iterdir())
+
+    def close(self, error: VectorIndexError) -> None:
+        """Close the files once running reads have ended; later calls raise `error`."""
+        with self._lock:
+            self._closed, idle = error, self._idle
+            self._idle = []
+        for connection in (*idle, self._writer):
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _borrow(self) -> sqlite3.Connection:
+        with self._lock:
+            self._check_open()
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise type(self._closed)(*self._closed.args)  # a new one, for each has its own traceback
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.DatabaseError) as error:
+            # The subclasses that mean wrong use of SQLite are bugs, and stay what they are.
+            if isinstance(error, sqlite3.DatabaseError) and type(error) not in _ENVIRONMENT:
+                raise
+            name = getattr(error, "sqlite_errorname", "")
+            primary = "_".join(name.split("_")[:2])
+            reason = REASONS.get(primary, getattr(error, "strerror", None) or str(error))
+            raise IndexUnavailable(f"collection {self.directory.name!r} cannot be used: {reason}") from error
+
+
+_ENVIRONMENT = (sqlite3.DatabaseError, sqlite3.OperationalError)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+    )
+    done: int = connection.execute("SELECT count(*) FROM schema_version").fetchone()[0]
+    if done > len(MIGRATIONS):
+        raise IndexUnavailable(
+            f"the database has schema version {done}, this release knows {len(MIGRATIONS)}: "
+            "use the release that wrote it, or a newer one"
+        )
+    for version, (name, statements) in enumerate(MIGRATIONS[done:], start=done + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("INSERT INTO schema_version (version, name) VALUES (?, ?)", (version, name))
+        connection.execute("COMMIT")
+
+
+def _ascending(rowids: list[int]) -> Rowids:
+    return np.sort(np.array(rowids, np.int64))

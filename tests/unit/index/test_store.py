@@ -1,0 +1,192 @@
+"""The database of a collection: snapshots, rowids, schema, and what happens when files go bad."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import store as store_module
+from index.errors import IndexUnavailable
+from index.items import Include
+from index.spec import CollectionSpec
+from index.store import FILE_NAME, Row, Store
+from tests.unit.index.threads import running
+
+CLOSED = IndexUnavailable("closed by the test")
+ALL: Include = frozenset({"metadata", "vector", "thumbnail"})
+
+
+def row(id: str, value: float = 1, thumbnail: bytes | None = None) -> Row:
+    return Row(id, f'{{"value":{value}}}', np.full(2, value, "<f4").tobytes(), thumbnail)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.create(tmp_path, CollectionSpec(name="a", dimensions=2), created=12)
+    yield store
+    store.close(CLOSED)
+
+
+def test_state_and_rows_come_back_after_reopening(store: Store) -> None:
+    with store.transaction() as writer:
+        writer.put([row("a", thumbnail=b"png"), row("b\0c", 2)])
+    store.close(CLOSED)
+    again = Store(store.directory)
+    with again.snapshot() as reader:
+        assert (reader.version, reader.created(), reader.spec().dimensions) == (1, 12, 2)
+        rowids, vectors = reader.vectors(2)
+        assert rowids.tolist() == [1, 2]
+        assert vectors.tolist() == [[1, 1], [2, 2]]
+        record = reader.find("a", ALL)
+        assert record
+        assert record.vector is not None
+        assert (record.metadata, record.vector.tolist(), record.thumbnail) == ({"value": 1}, [1, 1], b"png")
+        assert reader.find("b\0c", frozenset())
+        assert not reader.find("b", frozenset())
+    again.close(CLOSED)
+
+
+def test_rowids_are_never_given_twice(store: Store) -> None:
+    with store.transaction() as writer:
+        removed, added = writer.put([row("a"), row("b")])
+        assert (removed.tolist(), added.tolist()) == ([], [1, 2])
+    with store.transaction() as writer:
+        assert writer.remove(["b", "missing"]).tolist() == [2]
+    with store.transaction() as writer:
+        removed, added = writer.put([row("b"), row("a")])
+        assert (removed.tolist(), added.tolist()) == ([1], [3, 4])
+
+
+def test_a_snapshot_does_not_see_later_writes_nor_wait_for_them(store: Store) -> None:
+    with store.snapshot() as before, store.transaction() as writer:
+        writer.put([row("a")])
+        with store.snapshot() as during:
+            assert not during.find("a", ALL)
+        assert before.version == 0
+    with store.snapshot() as after:
+        assert after.version == 1
+        assert after.find("a", ALL)
+
+
+def test_a_failed_block_leaves_nothing(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.transaction() as writer:
+        writer.put(row(str(1 / number)) for number in (1, 0))
+    with store.transaction() as writer:
+        assert writer.version == 0
+        assert not writer.find("a", ALL)
+
+
+def test_the_log_stays_bounded_while_somebody_always_reads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_WAL_BYTES", 500_000)
+    store.close(CLOSED)
+    store = Store(store.directory)
+    wal = store.directory / f"{FILE_NAME}-wal"
+    sizes = []
+
+    def read() -> None:
+        with store.snapshot() as reader:
+            reader.vectors(2)
+
+    with running(read, read, read):
+        for number in range(80):
+            with store.transaction() as writer:
+                writer.put([row(str(number))])
+            store.limit_wal()
+            sizes.append(wal.stat().st_size)
+    store.close(CLOSED)
+    assert max(sizes) < 1_000_000  # more than 3 MB without the limit
+
+
+def test_a_full_disk_is_told_and_passes(store: Store) -> None:
+    with store.transaction() as writer:
+        writer.put([row("a")])
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(IndexUnavailable, match="disk is full"), store.transaction() as writer:
+        writer.put([row(str(number)) for number in range(1000)])
+    store._writer.execute("PRAGMA max_page_count = 1000000")
+    with store.transaction() as writer:
+        assert writer.version == 1
+        writer.put([row("b")])
+
+
+def test_read_only_files_are_told(store: Store) -> None:
+    store._writer.execute("PRAGMA query_only = ON")
+    with pytest.raises(IndexUnavailable, match="read-only"), store.transaction() as writer:
+        writer.put([row("a")])
+
+
+@pytest.mark.parametrize("offset", [0, 8192])
+def test_a_damaged_file_is_told(store: Store, offset: int) -> None:
+    with store.transaction() as writer:
+        writer.put([row(str(number)) for number in range(1000)])
+    store.close(CLOSED)
+    with (store.directory / FILE_NAME).open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xa5" * 8192 * 8)
+
+    def read() -> None:
+        damaged = Store(store.directory)
+        try:
+            with damaged.snapshot() as reader:
+                reader.vectors(2)
+        finally:
+            damaged.close(CLOSED)
+
+    with pytest.raises(IndexUnavailable, match="damaged"):
+        read()
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(IndexUnavailable, match="missing"):
+        Store(tmp_path)
+
+
+def test_vectors_of_another_length_are_damage(store: Store) -> None:
+    with store.transaction() as writer:
+        writer.put([row("a")])
+    with store.snapshot() as reader, pytest.raises(IndexUnavailable, match="damaged"):
+        reader.vectors(3)
+
+
+def test_a_database_of_a_newer_release_is_left_alone(store: Store) -> None:
+    store._writer.execute("INSERT INTO schema_version VALUES (999, 'from the future')")
+    store.close(CLOSED)
+    with pytest.raises(IndexUnavailable, match="newer"):
+        Store(store.directory)
+
+
+def test_migrations_run_once_in_order_and_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.transaction() as writer:
+        writer.put([row("a")])
+    store.close(CLOSED)
+    step = ("colour", ("ALTER TABLE items ADD COLUMN colour TEXT", "UPDATE items SET colour = 'red'"))
+    broken = ("broken", ("UPDATE items SET colour = 'blue'", "not SQL"))
+    monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, step, broken))
+    with pytest.raises(IndexUnavailable):
+        Store(store.directory)
+    monkeypatch.setattr(store_module, "MIGRATIONS", store_module.MIGRATIONS[:-1])
+    for _ in range(2):
+        Store(store.directory).close(CLOSED)
+    connection = sqlite3.connect(store.directory / FILE_NAME)
+    assert connection.execute("SELECT colour FROM items").fetchall() == [("red",)]
+    names = [name for (name,) in connection.execute("SELECT name FROM schema_version ORDER BY version")]
+    connection.close()
+    assert names == ["items and vectors", "colour"]
+
+
+def test_a_closed_store_says_why(store: Store) -> None:
+    with store.snapshot():
+        store.close(IndexUnavailable("gone fishing"))
+    for use in (store.snapshot, store.transaction):
+        with pytest.raises(IndexUnavailable, match="gone fishing"), use():
+            store.limit_wal()
+
+
+def test_commits_reach_the_disk(store: Store) -> None:
+    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
