@@ -790,7 +790,8 @@ def test_a_queue_keeps_nothing_of_a_submit_that_ended(end: str, caplog: pytest.L
         await queue.close()
         await asyncio.sleep(0)  # the callback of the last forward returns
         assert [item() for item in items] == [None] * 3
-        assert queue._waiting._rows == {}
+        assert not queue._waiting._rows
+        assert not queue._requests
 
     with caplog.at_level(logging.CRITICAL):  # a record kept by pytest has the batch in its traceback's frames
         asyncio.run(main())
