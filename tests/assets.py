@@ -34,15 +34,16 @@ PHOTO_QUERIES: Final = {
 @cache
 def photos() -> Mapping[str, NDArray[np.uint8]]:
     """Sample photographs of scikit-image and scikit-learn, uint8[height, width, 3]."""
-    import skimage.data
+    import skimage.data as samples
     from sklearn.datasets import load_sample_image
 
+    photographs: Any = samples
     return {
-        "chelsea": skimage.data.chelsea(),
-        "coffee": skimage.data.coffee(),
-        "rocket": skimage.data.rocket(),
-        "astronaut": skimage.data.astronaut(),
-        "motorcycle": skimage.data.stereo_motorcycle()[0],
+        "chelsea": photographs.chelsea(),
+        "coffee": photographs.coffee(),
+        "rocket": photographs.rocket(),
+        "astronaut": photographs.astronaut(),
+        "motorcycle": photographs.stereo_motorcycle()[0],
         "china": load_sample_image("china.jpg"),
         "flower": load_sample_image("flower.jpg"),
     }
@@ -69,9 +70,9 @@ def clip_directory(directory: Path, *, tiny: bool = True, seed: int = 0, eos_tok
     """
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    ends = {"bos_token_id": 49406, "eos_token_id": eos_token_id, "pad_token_id": 1}
+    ends: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": eos_token_id, "pad_token_id": 1}
     if tiny:
-        small = {
+        small: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
@@ -98,7 +99,7 @@ def distilbert_directory(
     """A DistilBERT classifier with random weights and BERT's real tokenizer; base size unless `tiny`."""
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    small = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} if tiny else {}
+    small: dict[str, Any] = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} if tiny else {}
     config = DistilBertConfig(
         **small, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
     )
@@ -114,13 +115,14 @@ def clip_tokenizer() -> Path:
     target = CACHE / "clip_tokenizer"
     if (target / "tokenizer.json").is_file():
         return target
-    from transformers import CLIPTokenizerFast
+    from transformers import AutoTokenizer
 
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         files = clip_vocabulary(Path(scratch) / "files")
         built = Path(scratch) / "built"
-        CLIPTokenizerFast.from_pretrained(files).save_pretrained(built)
+        (files / "config.json").write_text('{"model_type": "clip"}')
+        AutoTokenizer.from_pretrained(files).save_pretrained(built)
         if not target.exists():
             built.rename(target)
     return target

@@ -95,13 +95,11 @@ def _ask(hub_id: str, revision: str | None) -> str:
     if any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
         return str(info.sha)
     if revision is None:
-        for discussion in api.get_repo_discussions(
-            hub_id, author=_CONVERSION_AUTHOR, discussion_status="open"
-        ):
-            if discussion.title == _CONVERSION_TITLE and discussion.is_pull_request:
-                commit = api.model_info(
-                    hub_id, revision=discussion.git_reference, timeout=_PROBE_TIMEOUT_S
-                ).sha
+        for offer in api.get_repo_discussions(hub_id, author=_CONVERSION_AUTHOR, discussion_status="open"):
+            # Checked here again: whoever else opens a pull request must not choose the weights.
+            by_the_bot = offer.author == _CONVERSION_AUTHOR and offer.is_pull_request
+            if by_the_bot and offer.title == _CONVERSION_TITLE:
+                commit = api.model_info(hub_id, revision=offer.git_reference, timeout=_PROBE_TIMEOUT_S).sha
                 return str(commit)
     raise ValueError(f"{hub_id} has no safetensors, and no other format is loaded")
 

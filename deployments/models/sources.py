@@ -60,7 +60,7 @@ def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, has
         return _starter((), has_starter)
     if wanted == "auto":
         return _auto(settings, cache_dir, has_starter)
-    if Path(wanted).expanduser().is_dir():
+    if wanted and Path(wanted).expanduser().is_dir():
         return Source("directory", str(check_directory(Path(wanted).expanduser().resolve())))
     if not _HUB_ID.fullmatch(wanted):
         raise SettingsError(f"source {wanted!r} is not a directory; {_ACCEPTED}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertTokenizerFast, CLIPTokenizerFast
+from transformers import AutoTokenizer
 
 from configs.settings import SettingsError
 from deployments.errors import BadInput
@@ -31,7 +31,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("limit", [77, 16])
 def test_clip_ids_equal_transformers(limit: int) -> None:
-    reference: Any = CLIPTokenizerFast.from_pretrained(assets.clip_tokenizer())
+    reference: Any = AutoTokenizer.from_pretrained(assets.clip_tokenizer())
     tokenizer = TextTokenizer.from_directory(assets.clip_tokenizer(), limit)
     for text in TEXTS:
         wanted = reference(text, truncation=True, max_length=limit).input_ids
@@ -43,7 +43,7 @@ def test_clip_ids_equal_transformers(limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [512, 256, 10])
 def test_bert_ids_equal_transformers(limit: int) -> None:
-    reference: Any = BertTokenizerFast.from_pretrained(assets.starter() / "minilm")
+    reference: Any = AutoTokenizer.from_pretrained(assets.starter() / "minilm")
     tokenizer = TextTokenizer.from_directory(assets.starter() / "minilm", limit)
     for text in TEXTS:
         assert tokenizer.encode(text).tolist() == reference(text, truncation=True, max_length=limit).input_ids
