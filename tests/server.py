@@ -19,6 +19,7 @@ import requests
 import yaml
 
 ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".cache"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
@@ -57,7 +58,7 @@ def running(
 ) -> Iterator[Server]:
     """Serve with the settings `args` until the block ends.
 
-    `command` replaces `sightline serve CONFIG --port PORT`; `{config}` and `{port}` in it are filled in.
+    `command` replaces `sightline serve CONFIG --port PORT`; CONFIG, PORT, DATA and CACHE in it are filled in.
     """
     # Ray's sockets live under this directory and their paths may have 107 characters at most.
     private = Path(tempfile.mkdtemp(prefix="sl", dir="/tmp"))
@@ -72,13 +73,13 @@ def running(
                 "name": "sightline",
                 "route_prefix": "/",
                 "import_path": "serve_app.app:build_app",
-                "args": {"cache_dir": str(ROOT / ".cache"), "data_dir": str(private / "data"), **args},
+                "args": {"cache_dir": str(CACHE), "data_dir": str(private / "data"), **args},
             }
         ],
     }
     config.write_text(yaml.safe_dump(document))
-    template = command or [sys.executable, "-m", "serve_app.cli", "serve", "{config}", "--port", "{port}"]
-    filled = [part.format(config=config, port=port, data=private / "data") for part in template]
+    template = command or [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--port", "PORT"]
+    filled = [_fill(part, CONFIG=config, PORT=port, DATA=private / "data", CACHE=CACHE) for part in template]
     log = private / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -92,6 +93,7 @@ def running(
                 "RAY_TMPDIR": str(private),
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN_PATH": str(private / "token"),
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its node is 127.0.0.1
                 "HF_HUB_OFFLINE": "1",
                 "PYTHONPATH": str(ROOT),
                 **(env or {}),
@@ -104,6 +106,12 @@ def running(
     finally:
         stop(process)
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _fill(part: str, **values: object) -> str:
+    for name, value in values.items():
+        part = part.replace(name, str(value))
+    return part
 
 
 def wait_until_ready(server: Server) -> None:

@@ -1,5 +1,6 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -55,11 +56,31 @@ def searched(server: Server) -> list[str]:
     return [hit["id"] for hit in hits]
 
 
-SERVE = [sys.executable, "-m", "ray.serve.scripts", "run"]
+# A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
+LOOPBACK = {"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"}
+SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
+# With an import path `serve run` listens on port 8000 and no other, unless Serve already runs.
+SERVE_RUN_ON_PORT = """
+import ray, sys
+from ray import serve
+from ray.serve.scripts import cli
+ray.init(address="local", namespace="serve", include_dashboard=False, runtime_env=%r)
+serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+cli(["run", *sys.argv[1:]])
+"""
+KEY_VALUE = ["serve_app.app:build_app", "clip.source=starter", "data_dir=DATA", "cache_dir=CACHE"]
 
 
-def test_serve_run_takes_the_configuration_file() -> None:
-    with running({"clip": {"source": "starter"}}, command=[*SERVE, "{config}"]) as server:
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*SERVE_RUN, "CONFIG"],
+        [sys.executable, "-c", SERVE_RUN_ON_PORT % LOOPBACK, *KEY_VALUE],
+    ],
+    ids=["file", "key_value"],
+)
+def test_serve_run_takes_a_file_or_key_value_settings(command: list[str]) -> None:
+    with running({"clip": {"source": "starter"}}, command=command) as server:
         answer = server.post("/v1/embeddings", json={"input": "a cat"})
         assert answer.status_code == 200
         large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
