@@ -168,7 +168,9 @@ class Settings(Frozen):
 
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default=Path(".cache"), description="fetched weights; safe to delete")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="WARNING", description="of the replicas; INFO adds a line for every request and hop"
+    )
     clip: ClipSettings = ClipSettings()
     classifiers: Mapping[Name, ClassifierSettings] = Field(default_factory=dict)
     preprocessor: PreprocessorSettings = PreprocessorSettings()

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.batching import BatchReport
 from deployments.timing import StageTimes
@@ -48,6 +48,9 @@ class BatchMetrics:
         self._items = Histogram(
             "sightline_batch_items", "Items in a batch", boundaries=ITEMS, tag_keys=("model",)
         )
+        self._waiting = Gauge(
+            "sightline_batch_waiting", "Items left in the queue after a batch", tag_keys=("model",)
+        )
         self._forward = Histogram(
             "sightline_forward_ms", "One forward pass", boundaries=MILLISECONDS, tag_keys=("model",)
         )
@@ -55,3 +58,4 @@ class BatchMetrics:
     def record(self, report: BatchReport) -> None:
         self._items.observe(report.items, self._tags)
         self._forward.observe(report.run_ms, self._tags)
+        self._waiting.set(report.waiting, self._tags)

@@ -1,6 +1,5 @@
 """Binds the deployments into one application: the only file that knows them all."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from deployments.vector_index import VectorIndex
 from serve_app.gateway import Gateway
 from serve_app.inference import Unavailable
 
-logger = logging.getLogger("ray.serve")
-
 
 def build_app(args: dict[str, Any]) -> Application:
     """The Sightline application for `serve run`, `serve deploy` and `serve_config.yaml`.
@@ -30,14 +27,16 @@ def build_app(args: dict[str, Any]) -> Application:
         SettingsError: an unknown key or a bad value, with what is accepted.
     """
     settings = Settings.from_args(args)
-    logging.getLogger("ray.serve").setLevel(settings.log_level)
     data_dir = _absolute(settings.data_dir, "data_dir")
     cache_dir = _absolute(settings.cache_dir, "cache_dir")
 
+    def deploy(body: type[Any], scale: ScaleSettings, name: str | None = None) -> Any:
+        return _deployment(body, scale, name or body.__name__, settings.log_level)
+
     # Where weights come from is decided here, once, so that every replica serves the same model.
     clip_source = sources.resolve(settings.clip, cache_dir, has_starter=True)
-    encoder = _deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir)
-    preprocessor = _deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
+    encoder = deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir)
+    preprocessor = deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
         settings.preprocessor, settings.limits.max_image_pixels
     )
     classifiers: dict[str, Application | Unavailable] = {}
@@ -48,25 +47,26 @@ def build_app(args: dict[str, Any]) -> Application:
             classifiers[name] = Unavailable(source)
             continue
         aliases[source.location] = name
-        deployment = _deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
+        deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
         classifiers[name] = deployment.bind(name, source, classifier, cache_dir)
     # The index is one writer: it never runs twice over the same files.
     index_scale = ScaleSettings(
         cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
     )
-    index = _deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
-    gateway: Application = _deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
+    index = deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
+    gateway: Application = deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
         settings, preprocessor, encoder, classifiers, aliases, index
     )
     return gateway
 
 
-def _deploy(body: type[Any], scale: ScaleSettings, name: str | None = None) -> Any:
-    """A deployment of `body` under its own name, scaled as the settings say."""
+def _deployment(body: type[Any], scale: ScaleSettings, name: str, log_level: str) -> Any:
+    """A deployment of `body`, scaled as the settings say."""
     options: dict[str, Any] = {
-        "name": name or body.__name__,
+        "name": name,
         "ray_actor_options": {"num_cpus": scale.cpus} | ({"num_gpus": scale.gpus} if scale.gpus else {}),
         "max_ongoing_requests": scale.max_ongoing_requests,
+        "logging_config": {"log_level": log_level},
     }
     if scale.max_replicas is None or scale.max_replicas == scale.replicas:
         options["num_replicas"] = scale.replicas

@@ -6,7 +6,6 @@ import secrets
 import signal
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,7 @@ def _serve(args: dict[str, Any], http: dict[str, Any]) -> int:
     from configs.settings import SettingsError
     from serve_app.app import build_app
 
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: stop in order, at any moment
     try:
         app = build_app(args)
     except SettingsError as error:
@@ -91,10 +88,12 @@ def _serve(args: dict[str, Any], http: dict[str, Any]) -> int:
         runtime_env={"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"},
     )
     try:
-        serve.start(proxy_location="HeadOnly", http_options=http)
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
         serve.run(app, name="sightline", route_prefix="/")
-        print(f"Sightline is ready on http://{http['host']}:{http['port']}", flush=True)
-        stopped.wait()
+        print(f"Sightline is ready on http://{http['host']}:{http['port']} (API: /docs)", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("Sightline is stopping", flush=True)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()

@@ -25,7 +25,7 @@ def photo(name: str) -> Image.Image:
     if name in ("china", "flower"):
         return Image.fromarray(load_sample_image(f"{name}.jpg"))
     if name == "motorcycle":
-        return Image.fromarray(skimage.data.stereo_motorcycle()[0])
+        return Image.fromarray(skimage.data.stereo_motorcycle()[0])  # type: ignore[no-untyped-call]
     return Image.fromarray(getattr(skimage.data, name)())
 
 
@@ -36,7 +36,7 @@ def jpeg(name: str, quality: int = 90) -> bytes:
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)  # type: ignore[arg-type]
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 

@@ -1,5 +1,6 @@
 """A real Sightline server for tests: its own process, ports, Ray directory and token."""
 
+import json
 import os
 import secrets
 import shutil
@@ -20,6 +21,9 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
+# A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
+LOOPBACK = {"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"}
+SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
@@ -54,7 +58,10 @@ class Server:
 
 @contextmanager
 def running(
-    args: dict[str, Any], command: list[str] | None = None, env: dict[str, str] | None = None
+    args: dict[str, Any],
+    command: list[str] | None = None,
+    env: dict[str, str] | None = None,
+    import_path: str = "serve_app.app:build_app",
 ) -> Iterator[Server]:
     """Serve with the settings `args` until the block ends.
 
@@ -72,7 +79,7 @@ def running(
             {
                 "name": "sightline",
                 "route_prefix": "/",
-                "import_path": "serve_app.app:build_app",
+                "import_path": import_path,
                 "args": {"cache_dir": str(CACHE), "data_dir": str(private / "data"), **args},
             }
         ],

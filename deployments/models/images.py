@@ -16,7 +16,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from deployments.errors import BadInput
+from deployments.errors import BadInput, TooLarge
 from deployments.models.base import Pixels
 
 ACCEPTED: Final = "accepted are JPEG, PNG, WebP, GIF, BMP and TIFF"
@@ -80,7 +80,8 @@ def decode(data: bytes, size: int, max_pixels: int) -> Pixels:
     scale of at least twice `size`. Of an animation or a multi-page file, the first frame counts.
 
     Raises:
-        BadInput: not an accepted format, more than `max_pixels` by its header, truncated or corrupt.
+        BadInput: not an accepted format, truncated or corrupt.
+        TooLarge: more than `max_pixels`, by its header.
     """
     kind = media_type(data)
     if kind is None:
@@ -93,7 +94,7 @@ def decode(data: bytes, size: int, max_pixels: int) -> Pixels:
         raise BadInput(f"the {name} image's header cannot be read ({_reason(error)}); {ACCEPTED}") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise BadInput(
+        raise TooLarge(
             f"the image has {width} by {height} = {width * height} pixels; at most {max_pixels} are accepted"
         )
     if width < 1 or height < 1:

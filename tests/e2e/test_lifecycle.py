@@ -1,6 +1,5 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
-from tests.server import Server, running
+from tests.server import LOOPBACK, SERVE_RUN, Server, running
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,6 @@ def searched(server: Server) -> list[str]:
     return [hit["id"] for hit in hits]
 
 
-# A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
-LOOPBACK = {"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"}
-SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
 # With an import path `serve run` listens on port 8000 and no other, unless Serve already runs.
 SERVE_RUN_ON_PORT = """
 import ray, sys

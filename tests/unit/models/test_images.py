@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from deployments.errors import BadInput
+from deployments.errors import BadInput, TooLarge
 from deployments.models.base import Pixels
 from deployments.models.images import decode, media_type
 from tests.assets import encoded, photos
@@ -251,7 +251,7 @@ def test_damaged_bytes_never_escape_as_another_error(format: str) -> None:
 def test_the_pixel_limit_is_read_from_the_header(format: str) -> None:
     data = encoded(Image.new("RGB", (200, 100)), format)
     assert decode(data, SIZE, 20_000).shape == (SIZE, SIZE, 3)
-    with pytest.raises(BadInput, match="20000 pixels; at most 19999"):
+    with pytest.raises(TooLarge, match="20000 pixels; at most 19999"):
         decode(data, SIZE, 19_999)
 
 

@@ -1,0 +1,128 @@
+"""Adapters: a fine-tuned classifier kept as small changes to a fetched encoder, made whole on demand.
+
+MiniLM-L6 (Wang et al. 2020, arXiv:2002.10957) is a BERT of DistilBERT's shape, so its weights load into
+DistilBERT as they are. An adapter directory holds config.json of the resulting model and
+adapter.safetensors, where `NAME` replaces a tensor of the base, and `NAME.left` [out, r] with
+`NAME.right` [r, in] add their product to it (LoRA's form: Hu et al. 2021, arXiv:2106.09685).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.settings import SettingsError
+from deployments.models.directories import read_json
+from deployments.models.packages import fetch_starter
+
+WEIGHTS: Final = "adapter.safetensors"
+CONFIG_KEY: Final = "adapter"  # in config.json: what the adapter was made for
+
+_LAYER_NAMES: Final = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds an adapter, which `materialize` makes an ordinary model of."""
+    return (directory / WEIGHTS).is_file()
+
+
+def materialize(adapter_dir: Path, cache_dir: Path) -> Path:
+    """The ordinary Hugging Face directory of an adapter, built once under `cache_dir`/starter.
+
+    The base is fetched if it is absent. Any number of processes may call this at once, and a killed
+    one leaves nothing that another would load.
+
+    Raises:
+        SettingsError: the adapter is incomplete, or made for another base.
+        NotReady: the base cannot be fetched.
+    """
+    config = read_json(adapter_dir / "config.json")
+    made_for = config.pop(CONFIG_KEY, {}).get("base_sha256")
+    digest = hashlib.sha256()
+    try:
+        for name in ("config.json", WEIGHTS):
+            digest.update(hashlib.sha256((adapter_dir / name).read_bytes()).digest())
+    except OSError as error:
+        raise SettingsError(f"the adapter {adapter_dir} cannot be read: {error}") from error
+    starter = fetch_starter(cache_dir)
+    target = starter / f"{adapter_dir.resolve().parent.name}-{digest.hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    base = starter / "minilm"
+    if made_for != base_sha256(base):
+        raise SettingsError(f"the adapter {adapter_dir} was made for another base than {base}")
+    scratch = Path(tempfile.mkdtemp(dir=starter, prefix=".adapter-"))
+    try:
+        weights = merge(distilbert_weights(base), load_file(adapter_dir / WEIGHTS))
+        save_file(weights, scratch / "model.safetensors", {"format": "pt"})
+        (scratch / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        shutil.copy(base / "tokenizer.json", scratch)
+        scratch.chmod(0o755)  # mkdtemp's 0700 would shut out a server under another user
+        os.rename(scratch, target)
+    except OSError:
+        if not target.is_dir():  # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def base_sha256(base: Path) -> str:
+    """sha256 of the base's weights, 64 hex digits."""
+    with (base / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def merge(base: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The adapted weights, float32. Raises SettingsError if a product has no tensor to be added to."""
+    merged = {name: tensor.float() for name, tensor in base.items()}
+    for name, tensor in adapter.items():
+        target, _, side = name.rpartition(".")
+        if side not in ("left", "right"):
+            merged[name] = tensor.float()
+        elif side == "left":
+            left, right = tensor.float(), adapter.get(f"{target}.right")
+            if target not in base or right is None:
+                raise SettingsError(f"the adapter's {name} has no counterpart")
+            merged[target] = base[target].float() + left @ right.float()
+    return {name: tensor.contiguous() for name, tensor in merged.items()}
+
+
+def distilbert_weights(minilm: Path) -> dict[str, torch.Tensor]:
+    """MiniLM's encoder under DistilBERT's names, float32, without a head.
+
+    DistilBERT has no token types: every token is of type 0, so that row moves into the positions. It has
+    no pooler either. The output equals BERT's to 2e-5.
+    """
+    weights = {n.removeprefix("bert."): t for n, t in load_file(minilm / "model.safetensors").items()}
+    embeddings = "distilbert.embeddings"
+    out = {
+        f"{embeddings}.word_embeddings.weight": weights["embeddings.word_embeddings.weight"],
+        f"{embeddings}.position_embeddings.weight": weights["embeddings.position_embeddings.weight"]
+        + weights["embeddings.token_type_embeddings.weight"][0],
+    }
+    for part in ("weight", "bias"):
+        out[f"{embeddings}.LayerNorm.{part}"] = weights[f"embeddings.LayerNorm.{part}"]
+        layer = 0
+        while f"encoder.layer.{layer}.output.dense.weight" in weights:
+            for theirs, ours in _LAYER_NAMES.items():
+                name = f"distilbert.transformer.layer.{layer}.{ours}.{part}"
+                out[name] = weights[f"encoder.layer.{layer}.{theirs}.{part}"]
+            layer += 1
+    return {name: tensor.float() for name, tensor in out.items()}
