@@ -62,16 +62,30 @@ class EmbeddingResponse(BaseModel):
     created: int
 
 
+class GroupedText(TextInput):
+    group: str | None = Field(default=None, description="whose text this is, for `aggregate: group`")
+
+
+class GroupedImage(ImageInput):
+    group: str | None = Field(default=None, description="whose image this is, for `aggregate: group`")
+
+
+ClassifyInput = str | GroupedText | GroupedImage
+
+
 class ClassifyRequest(Lenient):
     """`labels` makes the image and text encoder a zero-shot classifier."""
 
     model: str
-    input: Input | list[Input]
+    input: ClassifyInput | list[ClassifyInput]
     modality: Literal["text", "image"] | None = None
     labels: list[Annotated[str, Field(min_length=1)]] | None = None
     template: str | None = Field(default=None, description="zero-shot prompt containing {label}")
     top_k: Annotated[int, Field(ge=1)] | None = None
     raw_scores: bool = False
+    aggregate: Literal["group"] | None = Field(
+        default=None, description="adds totals per group; every input must then name its group"
+    )
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> "ClassifyRequest":
@@ -85,10 +99,20 @@ class Label(BaseModel):
     score: float
 
 
+class Group(BaseModel):
+    """What one group's inputs come to."""
+
+    group: str
+    count: int
+    label: str = Field(description="the label most of them got; of equals the one with the higher mean score")
+    scores: list[Label] = Field(description="mean score per label, highest first")
+
+
 class ClassifyResponse(BaseModel):
     object: Literal["classify"] = "classify"
     model: str
     data: list[list[Label]]
+    groups: list[Group] | None = None
     usage: Usage
     id: str
     created: int

@@ -25,6 +25,7 @@ class Asked:
 
     contents: list[Content]
     request: schemas.ClassifyRequest
+    groups: list[str]  # of each content, if it is to be aggregated
 
 
 @router.post(
@@ -49,14 +50,14 @@ async def classify(request: Request) -> Response:
         else:
             labels, logits, tokens = await _text(request, name, asked, timing_of(request))
     scores = logits if asked.request.raw_scores else softmax(logits)
-    return json_response(
-        {
-            "object": "classify",
-            "model": asked.request.model,
-            "data": [_ranked(labels, row, asked.request.top_k) for row in scores],
-            **envelope(request, tokens),
-        }
-    )
+    answer: dict[str, Any] = {
+        "object": "classify",
+        "model": asked.request.model,
+        "data": [_ranked(labels, row, asked.request.top_k) for row in scores],
+    }
+    if asked.request.aggregate:
+        answer["groups"] = _groups(asked.groups, labels, scores)
+    return json_response(answer | envelope(request, tokens))
 
 
 async def _read(request: Request) -> Asked:
@@ -67,10 +68,11 @@ async def _read(request: Request) -> Asked:
         given: dict[str, Any] = {"model": gateway.inference.encoder_name, **fields, "input": []}
         if "labels" in given:
             given["labels"] = [label.strip() for label in given["labels"].split(",")]
-        return Asked(list(images), body.validate(given, schemas.ClassifyRequest))
+        return Asked(list(images), body.validate(given, schemas.ClassifyRequest), [])
     asked = await body.read_json(request, schemas.ClassifyRequest, limits.max_body_bytes)
     values = asked.input if isinstance(asked.input, list) else [asked.input]
-    return Asked(await gateway.inputs.read(values, asked.modality), asked)
+    groups = _group_names(values) if asked.aggregate else []
+    return Asked(await gateway.inputs.read(values, asked.modality), asked, groups)
 
 
 async def _zero_shot(
@@ -120,6 +122,32 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
     probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def _group_names(values: list[schemas.ClassifyInput]) -> list[str]:
+    names = []
+    for index, value in enumerate(values):
+        name = None if isinstance(value, str) else value.group
+        if name is None:
+            message = 'aggregate needs every input as {"text": …, "group": …}; this one names no group'
+            raise ApiError(422, "group_missing", message, f"input[{index}]")
+        names.append(name)
+    return names
+
+
+def _groups(names: list[str], labels: list[str], scores: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Per group, in the order they first appear: count, majority label and mean scores."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    groups = []
+    for name, members in rows.items():
+        mean = scores[members].mean(axis=0)
+        votes = np.bincount(scores[members].argmax(axis=1), minlength=len(labels))
+        majority = max(range(len(labels)), key=lambda label: (votes[label], mean[label]))
+        count, label = len(members), labels[majority]
+        groups.append({"group": name, "count": count, "label": label, "scores": _ranked(labels, mean, None)})
+    return groups
 
 
 def _ranked(labels: list[str], scores: NDArray[np.float32], top_k: int | None) -> list[dict[str, Any]]:

@@ -99,6 +99,27 @@ def test_no_input_no_labels(client: LocalClient) -> None:
     assert classify(client, model="clip", input=[], labels=["a"])["data"] == []
 
 
+def test_totals_per_group(client: LocalClient) -> None:
+    texts = ["the match was won", "a new planet", "the vote", "one more match"]
+    names = ["alice", "bob", "alice", "alice"]
+    inputs = [{"text": text, "group": name} for text, name in zip(texts, names, strict=True)]
+    body = classify(client, model="news", input=inputs, aggregate="group")
+    assert [(group["group"], group["count"]) for group in body["groups"]] == [("alice", 3), ("bob", 1)]
+    for group in body["groups"]:
+        rows = [row for row, name in zip(body["data"], names, strict=True) if name == group["group"]]
+        for label in group["scores"]:
+            own = [s["score"] for row in rows for s in row if s["label"] == label["label"]]
+            assert label["score"] == pytest.approx(np.mean(own), abs=1e-5)
+        tops = [row[0]["label"] for row in rows]
+        assert tops.count(group["label"]) == max(map(tops.count, tops))
+
+
+def test_totals_need_every_input_s_group(client: LocalClient) -> None:
+    inputs = [{"text": "a", "group": "alice"}, "b"]
+    answer = client.post("/v1/classify", json_body={"model": "news", "input": inputs, "aggregate": "group"})
+    assert (answer.status, answer.json()["error"]["param"]) == (422, "input[1]")
+
+
 def rerank(client: LocalClient, **body: Any) -> Any:
     answer = client.post("/v1/rerank", json_body=body)
     assert answer.status == 200, answer.content
