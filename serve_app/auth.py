@@ -11,7 +11,8 @@ from configs.settings import AuthSettings, SettingsError
 from serve_app.errors import error_response
 
 ALWAYS_OPEN = ("/health/live", "/health/ready", "/ping")
-DOCS = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+DOCS = ("/", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+DOCS_FILES = "/static-offline-docs/"
 
 
 class BearerAuth:
@@ -20,13 +21,13 @@ class BearerAuth:
     def __init__(self, app: ASGIApp, settings: AuthSettings) -> None:
         self._app = app
         self._digests = [_digest(key) for key in load_keys(settings)]
-        self._open = frozenset(ALWAYS_OPEN + (DOCS if settings.open_docs else ()))
+        self._open_docs = settings.open_docs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed = (
             scope["type"] != "http"
             or not self._digests
-            or scope["path"] in self._open
+            or self._is_open(scope["path"])
             or self._known(Headers(scope=scope).get("authorization", ""))
         )
         if allowed:
@@ -39,6 +40,10 @@ class BearerAuth:
             headers={"www-authenticate": "Bearer"},
         )
         await response(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        docs = path in DOCS or path.startswith(DOCS_FILES)
+        return path in ALWAYS_OPEN or (self._open_docs and docs)
 
     def _known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")

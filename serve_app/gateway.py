@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from configs.settings import Settings
 from serve_app import __version__, errors
@@ -49,7 +50,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         yield
         await gateway.fetcher.close()
 
-    app = FastAPI(title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPIOffline(
+        redoc_url=None, title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan
+    )
     app.state.gateway = gateway
     for routes in (home, health, models, embeddings, classify, rerank, collections, items):
         app.include_router(routes.router)

@@ -1,6 +1,7 @@
 """Health, models, keys, overload, time limits and the OpenAPI document."""
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ def test_home_and_documents(client: LocalClient) -> None:
     home = client.get("/")
     assert (home.status, home.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert b"/docs" in home.content
-    assert client.get("/docs").status == 200
+    docs = client.get("/docs")
+    assert docs.status == 200
+    sources = re.findall(rb'(?:src|href)="([^"]+)"', docs.content)
+    assert len(sources) >= 3
+    for source in sources:
+        assert source.startswith(b"/"), "the page must need no other host"
+        assert client.get(source.decode()).status == 200
 
 
 def test_keys(app_args: dict[str, Any], tmp_path: Path) -> None:
@@ -71,7 +78,8 @@ def test_keys(app_args: dict[str, Any], tmp_path: Path) -> None:
     for key in ("right", "other"):
         headers = {"authorization": f"Bearer {key}"}
         assert client.post("/v1/embeddings", json_body=body, headers=headers).status == 200
-    for path in ("/health/live", "/health/ready", "/docs", "/openapi.json", "/"):
+    open_paths = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/")
+    for path in (*open_paths, "/static-offline-docs/swagger-ui.css"):
         assert client.get(path).status == 200
     assert client.get("/v1/models").status == 401
     assert client.get("/health/live/../v1/models").status == 401
