@@ -88,10 +88,24 @@ class ClipSettings(ModelSettings):
     image_batch: BatchSettings = BatchSettings(max_cost=32)
 
 
+class VersionSettings(Frozen):
+    """Which version of a model directory `<name>/<version>/` answers.
+
+    These alone can be changed while requests run: as the deployment's `user_config`.
+    """
+
+    version: str = Field(default="latest", pattern=r"^(latest|\d+)$")
+    candidate: str | None = Field(
+        default=None, pattern=r"^(latest|\d+)$", description="a version that answers a share of the requests"
+    )
+    candidate_percent: float = Field(default=0, ge=0, le=100)
+
+
 class ClassifierSettings(ModelSettings):
-    """One text classifier. `hub_id` is what `source: auto` looks for."""
+    """One classifier. `hub_id` is what `source: auto` looks for."""
 
     hub_id: str | None = None
+    versions: VersionSettings = VersionSettings()
 
 
 class PreprocessorSettings(Frozen):

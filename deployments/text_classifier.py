@@ -1,38 +1,71 @@
 """The text classifier deployment: texts to logits, one deployment per configured classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.settings import ClassifierSettings
+from configs.settings import ClassifierSettings, VersionSettings
 from deployments.models.base import ModelInfo
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
 from deployments.served_model import ServedModel
 from deployments.threads import threads_for
 from deployments.timing import StageTimes
+from deployments.versioned import Versioned
 
 
 class TextClassifier:
-    """Owns one loaded DistilBERT; ready once it has been warmed up."""
+    """Owns one DistilBERT classifier, in one version or two; ready once it has been warmed up."""
 
     def __init__(self, name: str, source: Source, settings: ClassifierSettings, cache_dir: Path) -> None:
-        threads = threads_for(settings.threads, settings.scale.cpus)
-        classifier = load_classifier(name, source, settings, cache_dir, threads)
-        self._info = classifier.info
-        self._text = ServedModel(name, classifier.text, settings.batch)
+        def load(version: str) -> _LoadedText:
+            threads = threads_for(settings.threads, settings.scale.cpus)
+            return _LoadedText(name, source, settings, cache_dir, threads, version)
 
-    async def classify(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int, StageTimes]:
-        """n texts to logits float32[n, labels] and the tokens they took. Raises BadInput."""
-        served = await self._text(texts)
-        return np.stack(served.outputs), served.length, served.times
+        self._versions = Versioned(load)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve calls this before the first request, and when `user_config` changes under load."""
+        await self._versions.reconfigure(VersionSettings.model_validate(user_config))
+
+    async def classify(
+        self, texts: Sequence[str], draw: float
+    ) -> tuple[NDArray[np.float32], ModelInfo, int, StageTimes]:
+        """n texts to logits float32[n, labels], what made them, the tokens they took and the time.
+
+        `draw`, 0 to 100, decides between the stable version and a candidate. Raises BadInput.
+        """
+        version = await self._versions.pick(draw)
+        served = await version.model(texts)
+        return np.stack(served.outputs), version.info, served.length, served.times
 
     async def info(self) -> ModelInfo:
         """What is loaded; raises when it cannot answer requests."""
         self.check_health()
-        return self._info
+        return await self._versions.info()
 
     def check_health(self) -> None:
-        self._text.check()
+        self._versions.check()
+
+
+class _LoadedText:
+    """One version behind its own batch queue."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        settings: ClassifierSettings,
+        cache_dir: Path,
+        threads: int,
+        version: str,
+    ) -> None:
+        classifier = load_classifier(name, source, settings, cache_dir, threads, version)
+        self.info = classifier.info
+        self.model = ServedModel(name, classifier.text, settings.batch)
+
+    def check(self) -> None:
+        self.model.check()

@@ -34,7 +34,7 @@ def build_app(args: dict[str, Any]) -> Application:
         return _deployment(body, scale, name or body.__name__, settings.log_level)
 
     # Where weights come from is decided here, once, so that every replica serves the same model.
-    clip_source = sources.resolve(settings.clip, cache_dir, has_starter=True)
+    clip_source = sources.resolve(settings.clip, cache_dir, starter=sources.ENCODER)
     encoder = deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir)
     preprocessor = deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
         settings.preprocessor, settings.limits.max_image_pixels
@@ -42,12 +42,14 @@ def build_app(args: dict[str, Any]) -> Application:
     classifiers: dict[str, Application | Unavailable] = {}
     aliases = {clip_source.location: settings.clip.name}
     for name, classifier in settings.classifiers.items():
-        source = sources.resolve(classifier, cache_dir, has_starter=False)
+        source = sources.resolve(classifier, cache_dir, starter=sources.classifier_starter(name))
         if source.kind == "unavailable":
             classifiers[name] = Unavailable(source)
             continue
         aliases[source.location] = name
-        deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
+        deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}").options(
+            user_config=classifier.versions.model_dump()
+        )
         classifiers[name] = deployment.bind(name, source, classifier, cache_dir)
     # The index is one writer: it never runs twice over the same files.
     index_scale = ScaleSettings(

@@ -1,16 +1,17 @@
 """What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
 from configs.settings import Settings
-from deployments.errors import SightlineError
+from deployments.errors import NotReady, SightlineError
 from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
 from deployments.timing import StageTimes
@@ -20,6 +21,11 @@ from serve_app.middleware import Timing
 from serve_app.remote import call, together
 
 Handle = DeploymentHandle[Any]
+Result = TypeVar("Result")
+Classified = tuple[NDArray[np.float32], ModelInfo, int, StageTimes]
+
+# A request of several calls may meet a version swap between them and is then asked again as a whole.
+SWAPS_ENDURED = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Inference:
         self._preprocessor = preprocessor
         self.models: dict[str, Handle | Unavailable] = {settings.clip.name: encoder, **classifiers}
         self._aliases = {origin: name for origin, name in aliases.items() if origin}
-        self._infos: dict[str, ModelInfo] = {}
+        self._encoder_info: ModelInfo | None = None
 
     @property
     def encoder_name(self) -> str:
@@ -78,10 +84,12 @@ class Inference:
         return name
 
     async def info(self, name: str) -> ModelInfo:
-        """What is loaded under `name`; asked for once, since a new model comes with a new gateway."""
-        if name not in self._infos:
-            self._infos[name] = await self.probe(name)
-        return self._infos[name]
+        """What is loaded under `name`. The encoder is asked once: another comes with a new gateway."""
+        if name != self.encoder_name:
+            return await self.probe(name)
+        if self._encoder_info is None:
+            self._encoder_info = await self.probe(name)
+        return self._encoder_info
 
     async def probe(self, name: str) -> ModelInfo:
         """Asks the replica now. Raises when the model cannot answer."""
@@ -125,25 +133,28 @@ class Inference:
 
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
-    ) -> tuple[NDArray[np.float32], int]:
-        """n texts to logits float32[n, labels] of classifier `name`, and the tokens they took."""
+    ) -> tuple[NDArray[np.float32], ModelInfo, int]:
+        """n texts to logits float32[n, labels], the version of `name` that made them, and the tokens."""
+        draw = 100 * random.random()  # one draw a request: all of it is answered by one version
+        places = list(range(len(texts)))
 
-        async def part_of(chunk: Sequence[Any]) -> tuple[Any, int, StageTimes]:
-            answer: tuple[Any, int, StageTimes] = await call(self._handle(name), "classify", chunk)
+        async def part_of(chunk: Sequence[Any]) -> Classified:
+            answer: Classified = await call(self._handle(name), "classify", chunk, draw)
             return answer
 
-        places = list(range(len(texts)))
-        parts = (
-            self._part(part_of, texts, part)
-            for part in _chunks(places, self._settings.gateway.texts_per_call)
-        )
-        results = [result for _, result in await together(*parts)]
-        timing.add(reduce(StageTimes.alongside, (times for _, _, times in results), StageTimes()))
-        return np.concatenate([logits for logits, _, _ in results]), sum(used for _, used, _ in results)
+        for _ in range(SWAPS_ENDURED):
+            parts = _chunks(places, self._settings.gateway.texts_per_call)
+            answers = await together(*(self._part(part_of, texts, part) for part in parts))
+            results = [result for _, result in answers]
+            timing.add(reduce(StageTimes.alongside, (times for *_, times in results), StageTimes()))
+            if len({info.fingerprint for _, info, _, _ in results}) == 1:
+                logits = np.concatenate([logits for logits, *_ in results])
+                return logits, results[0][1], sum(tokens for _, _, tokens, _ in results)
+        raise NotReady(f"model {name!r} changed its version again and again during the request; try again")
 
     async def _part(
-        self, work: Any, contents: Sequence[Content], places: list[int]
-    ) -> tuple[list[int], tuple[Any, int, StageTimes]]:
+        self, work: Callable[[list[Any]], Awaitable[Result]], contents: Sequence[Content], places: list[int]
+    ) -> tuple[list[int], Result]:
         """Run `work` on the contents at `places`; an error points into the caller's whole list."""
         try:
             return places, await work([contents[i] for i in places])

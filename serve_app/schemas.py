@@ -113,6 +113,7 @@ class ClassifyResponse(BaseModel):
     model: str
     data: list[list[Label]]
     groups: list[Group] | None = None
+    version: str | None = Field(default=None, description="of the model, where it has several")
     usage: Usage
     id: str
     created: int
@@ -282,6 +283,7 @@ class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
     task: str
+    version: str | None
     source: str | None
     fingerprint: str | None
     engine: str | None

@@ -28,6 +28,7 @@ class ModelInfo:
     label_template: str | None = None  # zero-shot prompt, with {label}
     labels: tuple[str, ...] = ()
     max_tokens: int | None = None  # longer texts are truncated, special tokens included
+    version: str | None = None  # of a model directory that holds several
     notes: tuple[str, ...] = ()  # what an operator should know: a fallback taken, a limit
 
 

@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from configs.settings import SettingsError
 
+ADAPTER_WEIGHTS: Final = "adapter.safetensors"
+
 
 def check_directory(directory: Path) -> Path:
-    """The directory itself, if it has config.json and safetensors. Raises SettingsError."""
+    """The directory itself, if it has config.json and safetensors, or is an adapter. Raises SettingsError."""
     if not directory.is_dir():
         raise SettingsError(f"the model directory {directory} does not exist on this machine")
     if not (directory / "config.json").is_file():
         raise SettingsError(f"the model directory {directory} has no config.json")
-    weight_files(directory)
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        weight_files(directory)
     return directory
 
 

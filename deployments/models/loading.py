@@ -1,10 +1,12 @@
 """From a source to a loaded, compiled and warmed-up model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from configs.settings import ClassifierSettings, ClipSettings
 from deployments.models.sources import Source
 from deployments.models.towers import Classifier, Encoder
+from deployments.models.versions import LATEST, choose
 
 __all__ = ["Classifier", "Encoder", "load_classifier", "load_encoder"]
 
@@ -28,15 +30,23 @@ def load_encoder(source: Source, settings: ClipSettings, cache_dir: Path, thread
 
 
 def load_classifier(
-    name: str, source: Source, settings: ClassifierSettings, cache_dir: Path, threads: int
+    name: str,
+    source: Source,
+    settings: ClassifierSettings,
+    cache_dir: Path,
+    threads: int,
+    version: str = LATEST,
 ) -> Classifier:
     """Load one text classifier, fetching its weights first if need be; takes seconds.
 
     Raises:
-        SettingsError: the directory holds no whole DistilBERT classifier.
+        SettingsError: there is no such version, or it is no whole DistilBERT classifier.
         NotReady: the weights could not be fetched, or the source is unavailable.
     """
-    directory = source.fetch(cache_dir)
-    from deployments.models import distilbert
+    directory, number = choose(source.fetch(cache_dir), version)
+    from deployments.models import adapters, distilbert
 
-    return distilbert.load(name, directory, settings, threads, str(source), source.notes)
+    if adapters.is_adapter(directory):
+        directory = adapters.materialize(directory, cache_dir)
+    loaded = distilbert.load(name, directory, settings, threads, str(source), source.notes)
+    return replace(loaded, info=replace(loaded.info, version=number))

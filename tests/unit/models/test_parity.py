@@ -71,7 +71,7 @@ def clip_reference(directory: Path) -> Reference:
 
 def check_clip(wanted: Reference, engine: Any, precision: Any, least: float) -> None:
     settings = ClipSettings(source=str(wanted.directory), engine=engine, precision=precision)
-    source = resolve(settings, Path("unused"), has_starter=True)
+    source = resolve(settings, Path("unused"), starter="")
     encoder = load_encoder(source, settings, Path("unused"), threads=2)
 
     photos = [assets.encoded(pixels) for pixels in assets.photos().values()]
@@ -132,7 +132,7 @@ def check_distilbert(directory: Path, engine: Any, precision: Any, least: float)
     del reference
 
     settings = ClassifierSettings(source=str(directory), engine=engine, precision=precision)
-    source = resolve(settings, Path("unused"), has_starter=False)
+    source = resolve(settings, Path("unused"), starter=None)
     classifier = load_classifier("sentiment", source, settings, Path("unused"), threads=2)
     tokens = [classifier.text.pre(text) for text in TEXTS]
     assert [len(t) for t in tokens] == encoded.attention_mask.sum(1).tolist()

@@ -51,7 +51,7 @@ def without_safetensors(tmp_path: Path, tiny: Path) -> Path:
 
 
 def test_a_directory_comes_first(tiny: Path, tmp_path: Path) -> None:
-    source = resolve(ClipSettings(source=str(tiny)), tmp_path, has_starter=True)
+    source = resolve(ClipSettings(source=str(tiny)), tmp_path, starter="")
     assert source == Source("directory", str(tiny))
     assert source.fetch(tmp_path) == tiny
 
@@ -60,7 +60,7 @@ def test_a_relative_directory_becomes_absolute(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny.parent)
-    assert resolve(ClipSettings(source=tiny.name), tmp_path, has_starter=True).location == str(tiny)
+    assert resolve(ClipSettings(source=tiny.name), tmp_path, starter="").location == str(tiny)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
@@ -71,18 +71,18 @@ def test_an_incomplete_directory_is_named(tiny: Path, tmp_path: Path, missing: s
         if file.name != missing:
             os.link(file, directory / file.name)
     with pytest.raises(SettingsError, match=missing):
-        resolve(ClipSettings(source=str(directory)), tmp_path, has_starter=True)
+        resolve(ClipSettings(source=str(directory)), tmp_path, starter="")
 
 
 def test_pickled_weights_are_refused(without_safetensors: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="can hold code and are not loaded"):
-        resolve(ClipSettings(source=str(without_safetensors)), tmp_path, has_starter=True)
+        resolve(ClipSettings(source=str(without_safetensors)), tmp_path, starter="")
 
 
 @pytest.mark.parametrize("source", ["/no/such/directory", "./models/clip", "a/b/c", "~/nothing/here", ""])
 def test_what_is_neither_directory_nor_hub_id_says_what_is_accepted(source: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="accepted: `auto`, `starter`, a hub id"):
-        resolve(ClipSettings(source=source), tmp_path, has_starter=True)
+        resolve(ClipSettings(source=source), tmp_path, starter="")
 
 
 def test_a_shard_that_the_index_names_must_be_there(tiny: Path, tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_a_shard_that_the_index_names_must_be_there(tiny: Path, tmp_path: Path) 
     index = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
     (directory / "model.safetensors.index.json").write_text(index)
     with pytest.raises(SettingsError, match="lacks model-00001-of-00002"):
-        resolve(ClipSettings(source=str(directory)), tmp_path, has_starter=True)
+        resolve(ClipSettings(source=str(directory)), tmp_path, starter="")
 
 
 def test_auto_takes_the_hub_where_it_answers_and_pins_its_commit(
     hub: FakeHub, tiny: Path, tmp_path: Path
 ) -> None:
     commit = hub.add(MODEL, tiny)
-    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True)
+    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert source == Source("hub", MODEL, commit)
     directory = source.fetch(tmp_path)
     assert (directory / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
@@ -114,7 +114,7 @@ def test_a_download_leaves_code_and_pickles_behind(hub: FakeHub, tiny: Path, tmp
     for name in ("modeling_custom.py", "pytorch_model.bin", "tf_model.h5"):
         (directory / name).write_bytes(b"code")
     hub.add(MODEL, directory)
-    fetched = resolve(ClipSettings(source=MODEL), tmp_path, has_starter=True).fetch(tmp_path)
+    fetched = resolve(ClipSettings(source=MODEL), tmp_path, starter="").fetch(tmp_path)
     assert {file.suffix for file in fetched.iterdir()} == {".json", ".safetensors"}
 
 
@@ -122,10 +122,10 @@ def test_what_was_downloaded_is_found_offline(
     hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(MODEL, tiny)
-    online = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True)
+    online = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     directory = online.fetch(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    offline = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True)
+    offline = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert offline == online
     assert offline.fetch(tmp_path) == directory
 
@@ -134,10 +134,10 @@ def test_a_download_that_never_finished_is_not_cached(
     hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(MODEL, tiny)
-    directory = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True).fetch(tmp_path)
+    directory = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").fetch(tmp_path)
     (directory / "model.safetensors").unlink()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True).kind == "starter"
+    assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
 
 
 def test_a_model_without_safetensors_takes_the_hub_bots_conversion(
@@ -155,7 +155,7 @@ def test_a_model_without_safetensors_takes_the_hub_bots_conversion(
         "repo": {"name": MODEL, "type": "model"},
     }
     hub.discussions[MODEL] = [offer]
-    assert resolve(ClipSettings(source=MODEL), tmp_path, has_starter=True).revision == converted
+    assert resolve(ClipSettings(source=MODEL), tmp_path, starter="").revision == converted
 
 
 def test_a_strangers_conversion_is_not_taken(
@@ -174,12 +174,12 @@ def test_a_strangers_conversion_is_not_taken(
     }
     hub.discussions[MODEL] = [offer]
     with pytest.raises(SettingsError, match="no safetensors"):
-        resolve(ClipSettings(source=MODEL), tmp_path, has_starter=True)
+        resolve(ClipSettings(source=MODEL), tmp_path, starter="")
 
 
 def test_auto_falls_back_to_the_starter_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "sightline"):
-        source = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True)
+        source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert source.kind == "starter"
     assert MODEL in source.notes[0]
     assert "starter model stands in" in source.notes[0]
@@ -189,18 +189,18 @@ def test_auto_falls_back_to_the_starter_and_says_so(tmp_path: Path, caplog: pyte
 def test_a_silent_hub_delays_the_start_by_seconds_only(hub: FakeHub, tmp_path: Path) -> None:
     hub.open.clear()
     began = time.monotonic()
-    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, has_starter=True)
+    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert source.kind == "starter"
     assert 2.5 < time.monotonic() - began < 5
 
 
 def test_a_hub_id_by_name_does_not_fall_back(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="someone/absent"):
-        resolve(ClipSettings(source="someone/absent"), tmp_path, has_starter=True)
+        resolve(ClipSettings(source="someone/absent"), tmp_path, starter="")
 
 
 def test_the_starter_by_name_asks_nobody(hub: FakeHub, tmp_path: Path) -> None:
-    assert resolve(ClipSettings(source="starter"), tmp_path, has_starter=True) == Source("starter", "")
+    assert resolve(ClipSettings(source="starter"), tmp_path, starter="") == Source("starter", "")
     assert hub.requests == []
 
 
@@ -215,7 +215,7 @@ def test_the_starter_by_name_asks_nobody(hub: FakeHub, tmp_path: Path) -> None:
 def test_a_classifier_without_a_source_is_unavailable_with_the_reason(
     settings: ClassifierSettings, reason: str, tmp_path: Path
 ) -> None:
-    source = resolve(settings, tmp_path, has_starter=False)
+    source = resolve(settings, tmp_path, starter=None)
     assert source.kind == "unavailable"
     assert reason in " ".join(source.notes)
     with pytest.raises(NotReady, match=reason):
@@ -234,7 +234,7 @@ def test_offline_mode_is_respected(tmp_path: Path) -> None:
 from pathlib import Path
 from configs.settings import ClipSettings
 from deployments.models.sources import resolve
-print(resolve(ClipSettings(hub_id={MODEL!r}), Path({str(tmp_path)!r}), has_starter=True).notes[0])
+print(resolve(ClipSettings(hub_id={MODEL!r}), Path({str(tmp_path)!r}), starter="").notes[0])
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
