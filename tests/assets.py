@@ -1,60 +1,19 @@
-"""Real photographs, and model directories with random weights built on the spot, for every test."""
+"""Model directories with random weights, built on the spot, and the starter's weights."""
 
 import gzip
 import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from deployments.models.packages import download, fetch_starter
 
 CACHE: Final = Path(__file__).parent.parent / ".cache"
-
-# What a search for the text should find first. The starter gets at least five of the six.
-PHOTO_QUERIES: Final = {
-    "a cat": "chelsea",
-    "coffee": "coffee",
-    "a rocket": "rocket",
-    "a temple": "china",
-    "a flower": "flower",
-    "a motorcycle": "motorcycle",
-}
-
-
-@cache
-def photos() -> Mapping[str, NDArray[np.uint8]]:
-    """Sample photographs of scikit-image and scikit-learn, uint8[height, width, 3]."""
-    import skimage.data as samples
-    from sklearn.datasets import load_sample_image
-
-    photographs: Any = samples
-    return {
-        "chelsea": photographs.chelsea(),
-        "coffee": photographs.coffee(),
-        "rocket": photographs.rocket(),
-        "astronaut": photographs.astronaut(),
-        "motorcycle": photographs.stereo_motorcycle()[0],
-        "china": load_sample_image("china.jpg"),
-        "flower": load_sample_image("flower.jpg"),
-    }
-
-
-def encoded(pixels: NDArray[Any] | Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """Image file bytes."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def starter() -> Path:

@@ -2,13 +2,17 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
+import numpy as np
 import skimage.data
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-# What a person would type to find each photo.
+# What a person would type to find each photo. The starter puts at least five of the six first.
 WORDS = {
     "chelsea": "a cat",
     "coffee": "coffee",
@@ -20,21 +24,28 @@ WORDS = {
 
 
 @cache
-def photo(name: str) -> Image.Image:
-    """One of the sample photos of scikit-image and scikit-learn, RGB."""
-    if name in ("china", "flower"):
-        return Image.fromarray(load_sample_image(f"{name}.jpg"))
-    if name == "motorcycle":
-        return Image.fromarray(skimage.data.stereo_motorcycle()[0])  # type: ignore[no-untyped-call]
-    return Image.fromarray(getattr(skimage.data, name)())
+def photos() -> Mapping[str, NDArray[np.uint8]]:
+    """Sample photographs of scikit-image and scikit-learn, uint8[height, width, 3]."""
+    data: Any = skimage.data  # it publishes few types
+    return {
+        "chelsea": data.chelsea(),
+        "coffee": data.coffee(),
+        "rocket": data.rocket(),
+        "astronaut": data.astronaut(),
+        "motorcycle": data.stereo_motorcycle()[0],
+        "china": load_sample_image("china.jpg"),
+        "flower": load_sample_image("flower.jpg"),
+    }
 
 
 @cache
 def jpeg(name: str, quality: int = 90) -> bytes:
-    return encode(photo(name), "JPEG", quality=quality)
+    return encoded(photos()[name], "JPEG", quality=quality)
 
 
-def encode(image: Image.Image, format: str, **options: object) -> bytes:
+def encoded(pixels: NDArray[Any] | Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """Image file bytes."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.local.client import Answer, LocalClient
-from tests.photos import data_uri, encode, jpeg
+from tests.photos import data_uri, encoded, jpeg
 
 JSON = {"content-type": "application/json"}
 TRUNCATED = jpeg("chelsea")[:5000]
@@ -96,7 +96,7 @@ def test_413_too_much(client: LocalClient) -> None:
     assert "at most 4" in error_of(images, 413, "too_many_items")["message"]
     text = client.post("/v1/embeddings", json_body={"input": ["a", "b" * 1001]})
     assert error_of(text, 413, "text_too_long")["param"] == "input[1]"
-    pixels = data_uri(encode(Image.new("1", (1001, 1000)), "PNG"), "image/png")
+    pixels = data_uri(encoded(Image.new("1", (1001, 1000)), "PNG"), "image/png")
     error = error_of(client.post("/v1/embeddings", json_body={"input": ["a", pixels]}), 413, "too_large")
     assert error["param"] == "input[1]"
     assert "1000000" in error["message"]

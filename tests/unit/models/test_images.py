@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from deployments.errors import BadInput, TooLarge
 from deployments.models.base import Pixels
 from deployments.models.images import decode, media_type
-from tests.assets import encoded, photos
+from tests.photos import encoded, photos
 
 SIZE = 224
 LIMIT = 64_000_000

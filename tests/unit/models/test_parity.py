@@ -21,7 +21,7 @@ from deployments.models.base import Vectors
 from deployments.models.images import decode
 from deployments.models.loading import load_classifier, load_encoder
 from deployments.models.sources import resolve
-from tests import assets
+from tests import assets, photos
 
 TEXTS = [
     "a cat",
@@ -56,7 +56,7 @@ def clip_reference(directory: Path) -> Reference:
     model: Any = CLIPModel.from_pretrained(directory)  # in eval mode already
     size = model.config.vision_config.image_size
     processor: Any = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
-    pixels = processor(images=list(assets.photos().values()), return_tensors="pt")
+    pixels = processor(images=list(photos.photos().values()), return_tensors="pt")
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=77, return_tensors="pt")
     return Reference(
@@ -74,8 +74,8 @@ def check_clip(wanted: Reference, engine: Any, precision: Any, least: float) -> 
     source = resolve(settings, Path("unused"), starter="")
     encoder = load_encoder(source, settings, Path("unused"), threads=2)
 
-    photos = [assets.encoded(pixels) for pixels in assets.photos().values()]
-    pixels = [encoder.image.pre(decode(photo, wanted.size, 10**7)) for photo in photos]
+    files = [photos.encoded(photo) for photo in photos.photos().values()]
+    pixels = [encoder.image.pre(decode(file, wanted.size, 10**7)) for file in files]
     images = np.stack(encoder.image.run(pixels))
     assert cosines(images, wanted.images).min() >= least
     alone = np.stack([encoder.image.run([p])[0] for p in pixels])

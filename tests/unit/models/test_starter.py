@@ -15,7 +15,7 @@ from deployments.models.images import decode
 from deployments.models.loading import Encoder, load_encoder
 from deployments.models.sources import Source
 from deployments.models.starter import class_embeddings, class_lines
-from tests import assets
+from tests import assets, photos
 
 SOURCE = Source("starter", "", notes=("a note",))
 
@@ -33,9 +33,9 @@ def encoder() -> Encoder:
 
 def embed_photos(encoder: Encoder) -> dict[str, np.ndarray]:
     size = encoder.image.size
-    pixels = [decode(assets.encoded(image, "JPEG"), size, 10**7) for image in assets.photos().values()]
+    pixels = [decode(photos.encoded(image, "JPEG"), size, 10**7) for image in photos.photos().values()]
     vectors = encoder.image.run([encoder.image.pre(p) for p in pixels])
-    return dict(zip(assets.photos(), vectors, strict=True))
+    return dict(zip(photos.photos(), vectors, strict=True))
 
 
 def embed_texts(encoder: Encoder, texts: list[str]) -> np.ndarray:
@@ -46,11 +46,8 @@ def test_a_text_finds_its_photograph(encoder: Encoder) -> None:
     vectors = embed_photos(encoder)
     names = list(vectors)
     photographs = np.stack([vectors[name] for name in names])
-    found = embed_texts(encoder, list(assets.PHOTO_QUERIES)) @ photographs.T
-    hits = [
-        names[row.argmax()] == wanted
-        for row, wanted in zip(found, assets.PHOTO_QUERIES.values(), strict=True)
-    ]
+    found = embed_texts(encoder, list(photos.WORDS.values())) @ photographs.T
+    hits = [names[row.argmax()] == wanted for row, wanted in zip(found, photos.WORDS, strict=True)]
     assert sum(hits) >= 5
 
 
