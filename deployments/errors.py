@@ -43,6 +43,10 @@ class ModelFailed(SightlineError):  # noqa: N818
     """The model raised on a batch; every waiter of that batch is told (503)."""
 
 
+class EncoderMismatch(SightlineError):  # noqa: N818
+    """The vectors come from another encoder than a head was trained on (409)."""
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The error as it was raised, out of any wrapper a remote call put around it."""
     cause: Any = getattr(error, "cause", None)

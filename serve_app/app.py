@@ -9,6 +9,7 @@ from ray.serve.config import AutoscalingConfig
 
 from configs.settings import ScaleSettings, Settings, SettingsError
 from deployments.clip_encoder import ClipEncoder
+from deployments.image_classifier import ImageClassifier
 from deployments.image_preprocessor import ImagePreprocessor
 from deployments.models import sources
 from deployments.text_classifier import TextClassifier
@@ -40,6 +41,7 @@ def build_app(args: dict[str, Any]) -> Application:
         settings.preprocessor, settings.limits.max_image_pixels
     )
     classifiers: dict[str, Application | Unavailable] = {}
+    heads: dict[str, Application] = {}
     aliases = {clip_source.location: settings.clip.name}
     for name, classifier in settings.classifiers.items():
         source = sources.resolve(classifier, cache_dir, starter=sources.classifier_starter(name))
@@ -47,17 +49,20 @@ def build_app(args: dict[str, Any]) -> Application:
             classifiers[name] = Unavailable(source)
             continue
         aliases[source.location] = name
-        deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}").options(
-            user_config=classifier.versions.model_dump()
-        )
-        classifiers[name] = deployment.bind(name, source, classifier, cache_dir)
+        options = {"user_config": classifier.versions.model_dump()}
+        if sources.is_image_head(source, classifier):
+            deployment = deploy(ImageClassifier, classifier.scale, name=f"ImageClassifier-{name}")
+            heads[name] = deployment.options(**options).bind(name, source, cache_dir)
+        else:
+            deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
+            classifiers[name] = deployment.options(**options).bind(name, source, classifier, cache_dir)
     # The index is one writer: it never runs twice over the same files.
     index_scale = ScaleSettings(
         cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
     )
     index = deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
     gateway: Application = deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
-        settings, preprocessor, encoder, classifiers, aliases, index
+        settings, preprocessor, encoder, classifiers, heads, aliases, index
     )
     return gateway
 

@@ -27,11 +27,12 @@ class Gateway:
         preprocessor: Handle,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
+        heads: dict[str, Handle],
         aliases: dict[str, str],
         index: Handle,
     ) -> None:
         self.settings = settings
-        self.inference = Inference(settings, preprocessor, encoder, classifiers, aliases)
+        self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)
         self.preprocessor = preprocessor
         self.index = index
         self.fetcher = ImageFetcher(settings.fetch_urls)

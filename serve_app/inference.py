@@ -40,7 +40,7 @@ class Unavailable:
 
 
 class Inference:
-    """Holds the handles of the preprocessor, the encoder and the classifiers."""
+    """Holds the handles of the preprocessor, the encoder, the text classifiers and the image heads."""
 
     def __init__(
         self,
@@ -48,11 +48,17 @@ class Inference:
         preprocessor: Handle,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
+        heads: dict[str, Handle],
         aliases: dict[str, str],
     ) -> None:
         self._settings = settings
         self._preprocessor = preprocessor
-        self.models: dict[str, Handle | Unavailable] = {settings.clip.name: encoder, **classifiers}
+        self.models: dict[str, Handle | Unavailable] = {
+            settings.clip.name: encoder,
+            **classifiers,
+            **heads,
+        }
+        self.heads = frozenset(heads)
         self._aliases = {origin: name for origin, name in aliases.items() if origin}
         self._encoder_info: ModelInfo | None = None
 
@@ -151,6 +157,19 @@ class Inference:
                 logits = np.concatenate([logits for logits, *_ in results])
                 return logits, results[0][1], sum(tokens for _, _, tokens, _ in results)
         raise NotReady(f"model {name!r} changed its version again and again during the request; try again")
+
+    async def classify_images(
+        self, name: str, images: Sequence[Content], timing: Timing
+    ) -> tuple[NDArray[np.float32], ModelInfo]:
+        """n images to logits float32[n, labels] of head `name`, and the version that made them."""
+        vectors, _ = await self.embed(images, timing)
+        encoder = (await self.info(self.encoder_name)).fingerprint
+        answer: Classified = await call(
+            self._handle(name), "classify", vectors, 100 * random.random(), encoder
+        )
+        logits, info, _, times = answer
+        timing.add(times)
+        return logits, info
 
     async def _part(
         self, work: Callable[[list[Any]], Awaitable[Result]], contents: Sequence[Content], places: list[int]

@@ -17,7 +17,7 @@ class ModelInfo:
     """What a loaded model is, as `GET /v1/models` shows it."""
 
     id: str
-    task: Literal["embedding", "text-classification"]
+    task: Literal["embedding", "text-classification", "image-classification"]
     source: str  # where the weights came from, in words: "starter: …", a hub id with revision, a path
     fingerprint: str  # sha256 over weights and preprocessing, 64 hex digits; precision does not change it
     engine: str  # "openvino", "torch-cpu", "torch-cuda"
@@ -28,6 +28,7 @@ class ModelInfo:
     label_template: str | None = None  # zero-shot prompt, with {label}
     labels: tuple[str, ...] = ()
     max_tokens: int | None = None  # longer texts are truncated, special tokens included
+    encoder_fingerprint: str | None = None  # of the encoder a head was trained on
     version: str | None = None  # of a model directory that holds several
     notes: tuple[str, ...] = ()  # what an operator should know: a fallback taken, a limit
 

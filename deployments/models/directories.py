@@ -7,6 +7,7 @@ from typing import Any, Final
 from configs.settings import SettingsError
 
 ADAPTER_WEIGHTS: Final = "adapter.safetensors"
+IMAGE_HEAD: Final = "sightline_image_head"  # model_type in config.json
 
 
 def check_directory(directory: Path) -> Path:

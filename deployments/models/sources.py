@@ -12,7 +12,7 @@ from typing import Final, Literal
 from configs.settings import ClassifierSettings, ClipSettings, SettingsError
 from deployments.errors import NotReady, SightlineError
 from deployments.models import hub
-from deployments.models.directories import check_directory
+from deployments.models.directories import IMAGE_HEAD, check_directory, read_json
 from deployments.models.packages import fetch_starter
 from deployments.models.versions import LATEST, choose, published
 
@@ -88,6 +88,14 @@ def classifier_starter(name: str) -> str | None:
     """The starter classifier of that name, one of those trained here, if there is one."""
     directory = Path(__file__).parents[2] / "models" / name
     return str(directory) if published(directory) else None
+
+
+def is_image_head(source: Source, settings: ClassifierSettings) -> bool:
+    """Whether a classifier's source is a head on the image tower, and not a text model."""
+    if source.kind != "directory":
+        return False
+    config = read_json(choose(Path(source.location), settings.versions.version)[0] / "config.json")
+    return config.get("model_type") == IMAGE_HEAD
 
 
 def _directory(directory: Path, settings: ClipSettings | ClassifierSettings) -> Source:

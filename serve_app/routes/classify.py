@@ -58,6 +58,8 @@ async def classify(request: Request) -> Response:
     with gateway.admission.admit(work):
         if name == gateway.inference.encoder_name:
             result = await _zero_shot(request, asked, timing_of(request))
+        elif name in gateway.inference.heads:
+            result = await _image(request, name, asked, timing_of(request))
         else:
             result = await _text(request, name, asked, timing_of(request))
     scores = result.logits if asked.request.raw_scores else softmax(result.logits)
@@ -109,21 +111,41 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
 
 
 async def _text(request: Request, name: str, asked: Asked, timing: Timing) -> Result:
+    """By a text classifier."""
     gateway = gateway_of(request)
+    _check_contents(name, asked, str)
+    if not asked.contents:
+        return await _nothing(request, name)
+    texts = [content for content in asked.contents if isinstance(content, str)]
+    logits, info, tokens = await gateway.inference.classify(name, texts, timing)
+    return Result(info, list(info.labels), logits, tokens)
+
+
+async def _image(request: Request, name: str, asked: Asked, timing: Timing) -> Result:
+    """By a head on the image tower."""
+    gateway = gateway_of(request)
+    _check_contents(name, asked, bytes)
+    if not asked.contents:
+        return await _nothing(request, name)
+    logits, info = await gateway.inference.classify_images(name, asked.contents, timing)
+    return Result(info, list(info.labels), logits, 0)
+
+
+async def _nothing(request: Request, name: str) -> Result:
+    info = await gateway_of(request).inference.info(name)
+    return Result(info, list(info.labels), np.empty((0, len(info.labels)), np.float32), 0)
+
+
+def _check_contents(name: str, asked: Asked, kind: type) -> None:
+    """Raises 422 unless every content is of `kind` (str a text, bytes an image) and no labels are given."""
     if asked.request.labels is not None:
         message = f"model {name!r} has labels of its own; leave labels out"
         raise ApiError(422, "labels_not_taken", message, "labels")
-    texts: list[str] = []
+    takes, is_not = ("text", "an image") if kind is str else ("images", "text")
     for index, content in enumerate(asked.contents):
-        if not isinstance(content, str):
-            message = f"model {name!r} classifies text; this input is an image"
+        if not isinstance(content, kind):
+            message = f"model {name!r} classifies {takes}; this input is {is_not}"
             raise ApiError(422, "wrong_modality", message, f"input[{index}]")
-        texts.append(content)
-    if not texts:
-        info = await gateway.inference.info(name)
-        return Result(info, list(info.labels), np.empty((0, len(info.labels)), np.float32), 0)
-    logits, info, tokens = await gateway.inference.classify(name, texts, timing)
-    return Result(info, list(info.labels), logits, tokens)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
