@@ -41,7 +41,11 @@ class Server:
 
     url: str
     process: "subprocess.Popen[bytes]"
-    log: Path
+    directory: Path  # its own: serve_config.yaml, server.log, the token and, unless set otherwise, data/
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "server.log"
 
     def post(self, path: str, **kwargs: Any) -> requests.Response:
         return requests.post(self.url + path, timeout=60, **kwargs)
@@ -87,32 +91,36 @@ def running(
     config.write_text(yaml.safe_dump(document))
     template = command or [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--port", "PORT"]
     filled = [_fill(part, CONFIG=config, PORT=port, DATA=private / "data", CACHE=CACHE) for part in template]
-    log = private / "server.log"
-    with log.open("wb") as output:
+    server_log = private / "server.log"
+    with server_log.open("wb") as output:
         process = subprocess.Popen(
             filled,
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={
-                **os.environ,
-                "RAY_TMPDIR": str(private),
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(private / "token"),
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its node is 127.0.0.1
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": str(ROOT),
-                **(env or {}),
-            },
+            env=environment(private) | (env or {}),
         )
-    server = Server(f"http://127.0.0.1:{port}", process, log)
+    server = Server(f"http://127.0.0.1:{port}", process, private)
     try:
         wait_until_ready(server)
         yield server
     finally:
         stop(process)
         shutil.rmtree(private, ignore_errors=True)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What a process needs to start, or to find, the cluster whose directory this is."""
+    return {
+        **os.environ,
+        "RAY_TMPDIR": str(directory),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its node is 127.0.0.1
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def _fill(part: str, **values: object) -> str:
