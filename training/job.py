@@ -44,6 +44,11 @@ class Data:
     files: Mapping[str, str]  # sha256 by file name
     left_out: tuple[str, ...]  # a line per kind of row that could not be used
 
+    def sizes(self) -> str:
+        """In words."""
+        sizes = (len(part) for part in (self.train, self.validation, self.test))
+        return "{} rows to train on, {} to validate, {} to test".format(*sizes)
+
 
 def prepare(job: Job) -> Data:
     """Read, check and split. Raises DataError if nothing can be trained on what is left."""

@@ -12,9 +12,9 @@ from configs.settings import SettingsError
 from deployments.models.adapters import distilbert_weights
 from deployments.models.directories import check_directory, require_type, weight_files
 from deployments.models.packages import fetch_starter
+from training.head import DROPOUT
 
 STARTER: Final = "starter"  # the value of --base that stands for the fetched MiniLM
-DROPOUT: Final = 0.3
 HEAD: Final = ("pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias")
 
 Freeze = Literal["nothing", "embeddings", "encoder"]

@@ -15,10 +15,10 @@ from training.network import STARTER
 from training.train import train
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     """The arguments of every command that trains a text classifier."""
     default = Options()
-    out = argparse.ArgumentParser(prog="python -m training.text", description=__doc__)
+    out = argparse.ArgumentParser(prog=program, description=about)
     out.add_argument("--csv", type=Path, required=True, help="UTF-8 CSV with a header")
     out.add_argument("--text-column", default="text")
     out.add_argument("--label-column", default="label")
@@ -73,7 +73,8 @@ def job_of(given: argparse.Namespace, command: str) -> Job:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and publish; 1 and a sentence on stderr if the data or the base cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    job = job_of(parser().parse_args(arguments), shlex.join(["python", "-m", "training.text", *arguments]))
+    given = parser("python -m training.text", __doc__).parse_args(arguments)
+    job = job_of(given, shlex.join(["python", "-m", "training.text", *arguments]))
     try:
         train(job)
     except (DataError, SettingsError, SightlineError) as error:
