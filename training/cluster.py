@@ -104,9 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.add_argument("--cpus-per-worker", type=float, default=default.cpus_per_worker)
     out.add_argument("--gpu", action="store_true", help="one GPU for each worker")
     out.add_argument("--restarts", type=int, default=default.restarts, help="after losing a worker")
-    out.add_argument(
-        "--storage", type=Path, help="Ray Train's own records (default: in OUTPUT, until the end)"
-    )
+    out.add_argument("--storage", type=Path, help="Ray Train's records (default: in OUTPUT, till the end)")
     given = out.parse_args(arguments)
     job = job_of(given, shlex.join(["python", "-m", "training.cluster", *arguments]))
     scale = Scale(given.workers, given.cpus_per_worker, given.gpu, given.restarts)

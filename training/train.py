@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import DistilBertForSequenceClassification
 
@@ -92,7 +93,10 @@ def train(job: Job, on_epoch: OnEpoch | None = None) -> Path | None:
     result = metrics.measure(data.labels, part.classes.numpy(), predicted.numpy())
 
     def write(directory: Path, version: int) -> None:
-        network.cpu().save_pretrained(directory)
+        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+        network.config.architectures = [type(network).__name__]
+        network.config.save_pretrained(directory)
         whole = TextTokenizer.from_directory(learned.base, int(network.config.max_position_embeddings))
         (directory / "tokenizer.json").write_text(whole.definition(), encoding="utf-8")
         about = f"A DistilBERT text classifier over: {', '.join(data.labels)}."

@@ -76,6 +76,7 @@ def search(train: Features, validation: Features, classes: int, given: Search, s
 
     # By default Tune asks for TensorBoard as well.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logger: Any = JsonLoggerCallback  # its constructor has no annotations
     fixed = {"epochs": given.epochs, "seed": given.seed}
 
     def trial(config: dict[str, Any], train: Features, validation: Features) -> None:
@@ -97,7 +98,7 @@ def search(train: Features, validation: Features, classes: int, given: Search, s
             search_alg=BasicVariantGenerator(random_state=given.seed),
         ),
         run_config=tune.RunConfig(
-            name="head", storage_path=str(storage.resolve()), verbose=0, callbacks=[JsonLoggerCallback()]
+            name="head", storage_path=str(storage.resolve()), verbose=0, callbacks=[logger()]
         ),
     )
     trials = []
@@ -159,9 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.add_argument("--cache-dir", type=Path, default=Path(".cache"))
     out.add_argument("--address", help="a running cluster; without it one is started on this machine")
     out.add_argument("--cpus", type=int, help="CPUs of the cluster that is started (default: all)")
-    out.add_argument(
-        "--storage", type=Path, help="Ray Tune's own records (default: beside the table, until the end)"
-    )
+    out.add_argument("--storage", type=Path, help="Ray Tune's records (default: by the table, till the end)")
     given = out.parse_args(arguments)
     job = Job(
         csv=given.csv,

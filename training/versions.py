@@ -24,7 +24,10 @@ def publish(model: Path, write: Callable[[Path, int], None]) -> Path:
     try:
         version = max(published(model), default=0) + 1
         write(scratch, version)
-        scratch.chmod(0o755)  # mkdtemp's 0700 would shut out a server under another user
+        # mkdtemp and safetensors keep what they make to its owner; the server may be another user.
+        scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         while True:
             try:
                 os.rename(scratch, model / str(version))  # fails where a filled directory has the name

@@ -73,7 +73,10 @@ def materialize(adapter_dir: Path, cache_dir: Path) -> Path:
         save_file(weights, scratch / "model.safetensors", {"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         shutil.copy(base / "tokenizer.json", scratch)
-        scratch.chmod(0o755)  # mkdtemp's 0700 would shut out a server under another user
+        # mkdtemp and safetensors keep what they make to its owner; the server may be another user.
+        scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         os.rename(scratch, target)
     except OSError:
         if not target.is_dir():  # else another process was first, with the same bytes
