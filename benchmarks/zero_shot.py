@@ -25,7 +25,7 @@ from configs.settings import ClipSettings, Settings
 from deployments.models.base import Vectors
 from deployments.models.images import decode
 from deployments.models.loading import load_encoder
-from deployments.models.sources import resolve
+from deployments.models.sources import ENCODER, resolve
 
 LABELS: Final = (
     "airplane",
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Settings().cache_dir)
     arguments = parser.parse_args()
     settings = ClipSettings(source=arguments.source, precision=arguments.precision)
-    source = resolve(settings, arguments.cache_dir, has_starter=True)
+    source = resolve(settings, arguments.cache_dir, starter=ENCODER)
     encoder = load_encoder(source, settings, arguments.cache_dir, arguments.threads)
     info = encoder.info
     images, labels = cifar10(arguments.cache_dir)
