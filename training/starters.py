@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,18 +37,21 @@ class Recipe:
     measured_on: str
 
 
-# The embeddings are half of the encoder and stay as they are: they cannot be told from their base in a
-# small file.
+# Rank 16, 32, 64 and 96 gave the sentiment starter 84.9, 85.0, 84.9 and 85.1% where the whole change
+# gave 85.3%, in 1.7, 3.0, 5.7 and 8.3 MB.
+_RANK: Final = 32
+
+# The embeddings are half of the encoder; unchanged, they need not be kept.
 RECIPES: Final = {
     "sentiment": Recipe(
         Options(epochs=2, lr=1e-4, freeze="embeddings"),
-        rank=64,
+        rank=_RANK,
         about="Whether an English text is positive or negative.",
         measured_on="single sentences of Rotten Tomatoes and IMDB reviews of up to 75 words",
     ),
     "news": Recipe(
-        Options(epochs=3, lr=1e-4, freeze="embeddings"),
-        rank=64,
+        Options(epochs=2, lr=1e-4, freeze="embeddings"),
+        rank=_RANK,
         about="The topic of an English headline.",
         measured_on="titles of BBC articles, whose bodies were not trained on either",
     ),
@@ -84,9 +87,11 @@ def make(
         predicted = evaluate(network, test).argmax(1)
         results.append(metrics.measure(learned.data.labels, test.classes.numpy(), predicted.numpy()))
         command = shlex.join(["python", "-m", "training.starters", name, *(["--smoke"] if smoke else [])])
+        kept = f"the change of each matrix to rank {recipe.rank}, all in fp16"
+        shown = replace(learned, facts={**learned.facts, "kept": kept})
         about = f"{recipe.about} {_BASE}."
         title = f"{name}, version {version}"
-        write_card(directory, learned, results[0], title, about, recipe.measured_on, command)
+        write_card(directory, shown, results[0], title, about, recipe.measured_on, command)
 
     published = versions.publish(models / name, write)
     shutil.rmtree(checkpoint_of(job).parent, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""A training process that is killed, and what the next one makes of what it left."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from tests.server import ROOT
+from tests.unit.training.tiny import tiny_job
+
+EPOCHS = 6
+
+
+def start(job_directory: Path, output: Path, *more: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "training.text", "--csv", str(job_directory / "data.csv")]
+    command += ["--base", str(job_directory / "base"), "--output", str(output), "--epochs", str(EPOCHS)]
+    command += ["--batch-size", "4", "--lr", "1e-3", "--patience", str(EPOCHS), *more]
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    return subprocess.Popen(command, cwd=job_directory, env=env, stdout=subprocess.DEVNULL)
+
+
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    tiny_job(tmp_path, rows=1200)
+    whole = start(tmp_path, tmp_path / "whole")
+    killed = start(tmp_path, tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / ".checkpoint" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(30) == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not (tmp_path / "killed" / "1").exists()
+
+    assert start(tmp_path, tmp_path / "killed", "--resume").wait(120) == 0
+    assert whole.wait(120) == 0
+    expected = load_file(tmp_path / "whole" / "1" / "model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "1" / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    for name, tensor in expected.items():
+        assert tensor.equal(resumed[name]), name
+    assert not checkpoint.parent.exists()
