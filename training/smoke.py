@@ -14,8 +14,8 @@ import numpy as np
 from configs.settings import ClassifierSettings
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
+from deployments.models.versions import published
 from training import text
-from training.versions import published
 
 _WORDS: Final = {
     "complaint": ("broken", "late", "missing", "damaged", "wrong"),

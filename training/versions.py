@@ -1,4 +1,4 @@
-"""Model directories `models/<name>/<version>/`: versions count from 1 and appear whole or not at all."""
+"""Writing `models/<name>/<version>/`: versions count from 1 and appear whole or not at all."""
 
 import os
 import shutil
@@ -6,12 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-
-def published(model: Path) -> list[int]:
-    """The versions of a model, oldest first."""
-    if not model.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
+from deployments.models.versions import published
 
 
 def publish(model: Path, write: Callable[[Path, int], None]) -> Path:

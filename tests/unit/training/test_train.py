@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from configs.settings import ClassifierSettings, SettingsError
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
+from deployments.models.versions import published
 from tests.unit.training.tiny import tiny_job
 from training import text, train, versions
 from training.batches import by_length, shuffled
@@ -94,7 +95,7 @@ def test_versions_count_up_and_half_written_ones_are_never_seen(tmp_path: Path) 
     assert versions.publish(model, fill) == model / "2"
     (model / "10").mkdir()
     assert versions.publish(model, fill) == model / "11"
-    assert versions.published(model) == [1, 2, 10, 11]
+    assert published(model) == [1, 2, 10, 11]
     assert {entry.name for entry in model.iterdir()} == {"1", "2", "10", "11", "notes"}
 
 
