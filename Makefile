@@ -32,10 +32,16 @@ check: $(VENV)/.installed ## Lint, types and import direction
 test: setup check ## Every check and every test
 	$(BIN)/python -m pytest
 
+starters: setup ## Train the starter classifiers again (about half an hour on 2 cores)
+	$(BIN)/python -m training.starters
+
+train-smoke: setup ## From a CSV to a served classifier's answers, in under three minutes
+	$(BIN)/python -m pytest -q tests/e2e/test_train_smoke.py
+
 bench: setup ## Measurements that run on this machine alone
 	$(BIN)/python -m benchmarks.batching
 
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test bench clean
+.PHONY: help setup serve check test starters train-smoke bench clean
