@@ -32,7 +32,9 @@ def render(
         "",
         about,
         "",
-        f"**Accuracy {result.accuracy:.1%}** on {measured_on}: {result.rows} rows never trained on.",
+        f"**Accuracy {result.accuracy:.1%}** on {measured_on}: {result.rows} rows never trained on."
+        if result.rows
+        else "Nothing was held out, so nothing is known of its accuracy.",
         "",
         *_table(
             ("label", "precision", "recall", "rows"),

@@ -22,6 +22,7 @@ from deployments.models import adapters
 from deployments.models.directories import check_directory, require_type
 from deployments.models.distilbert import LogitsNetwork
 from deployments.models.pretrained import load_network
+from deployments.models.versions import LATEST, choose
 
 # Other kernels add up in another order; fp32 logits of a DistilBERT then differ by about 1e-6.
 TOLERANCE: Final = 1e-4
@@ -91,7 +92,9 @@ FORMATS: Final = {"torchscript": to_torchscript, "onnx": to_onnx}
 
 
 def _load(model_dir: Path, cache_dir: Path) -> LogitsNetwork:
-    directory = adapters.materialize(model_dir, cache_dir) if adapters.is_adapter(model_dir) else model_dir
+    directory, _ = choose(model_dir, LATEST)
+    if adapters.is_adapter(directory):
+        directory = adapters.materialize(directory, cache_dir)
     require_type(check_directory(directory), "distilbert")
     # Both exporters follow the plain arithmetic; the fused attention has forms they do not know.
     network = load_network(DistilBertForSequenceClassification, directory, attn_implementation="eager")
@@ -136,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.export", description=main.__doc__)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"))
-    parser.add_argument("model", type=Path, help="models/NAME/VERSION")
+    parser.add_argument("model", type=Path, help="models/NAME/VERSION, or models/NAME for the newest")
     parser.add_argument("out", type=Path)
     given = parser.parse_args(arguments)
     try:

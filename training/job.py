@@ -56,7 +56,7 @@ def prepare(job: Job) -> Data:
 
     def read(path: Path) -> tuple[Row, ...]:
         table = read_csv(path, job.text_column, job.label_column, job.delimiter)
-        tables[path.name] = table
+        tables[str(path) if path.name in tables else path.name] = table
         return table.rows
 
     rows: Sequence[Row] = read(job.csv)
@@ -64,7 +64,7 @@ def prepare(job: Job) -> Data:
     own = [read(part) if isinstance(part, Path) else () for part in (job.validation, job.test)]
     problems = {name: list(table.problems) for name, table in tables.items()}
     elsewhere = {row.text for part in own for row in part}
-    problems[job.csv.name] += [
+    problems[job.csv.name] += [  # the first that was read, so known by its name
         Problem(row.line, "text of the validation or test file") for row in rows if row.text in elsewhere
     ]
     rows = [row for row in rows if row.text not in elsewhere]

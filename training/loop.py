@@ -1,5 +1,6 @@
 """Fine-tuning: epochs of AdamW under bf16 autocast, watched on validation data, resumable, data-parallel."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from deployments.models.distilbert import LogitsNetwork
 from training import checkpoint
 from training.batches import Encoded, by_length, shuffled, tensors
 from training.checkpoint import Epoch, Progress
+from training.data import DataError
 from training.network import Freeze, freeze
 
 _EVALUATION_BATCH: Final = 64  # no gradients are kept, so more rows fit than in training
@@ -56,6 +58,9 @@ def fit(
     Inside an initialised torch.distributed group every worker takes its share of each batch, and the
     gradients equal those of one worker. Random numbers depend on seed and epoch alone, so a run that was
     killed and resumed ends with the same weights as one that was not.
+
+    Raises:
+        DataError: the loss overflowed, or the checkpoint is of another run.
     """
     rank, workers = _place()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,6 +80,8 @@ def fit(
         number = len(progress.history) + 1
         begun = time.monotonic()
         loss, accuracy = _epoch(model, optimizer, train, number, options, rank, workers)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss is no longer a number in epoch {number}; try a smaller learning rate")
         watched = evaluate(network, validation) if len(validation) else None
         epoch = Epoch(
             number,

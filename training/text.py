@@ -22,7 +22,7 @@ def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     out.add_argument("--csv", type=Path, required=True, help="UTF-8 CSV with a header")
     out.add_argument("--text-column", default="text")
     out.add_argument("--label-column", default="label")
-    out.add_argument("--delimiter", default=",")
+    out.add_argument("--delimiter", type=_delimiter, default=",", help="one character, or `tab`")
     out.add_argument("--base", default=STARTER, help="`starter` (MiniLM), or a DistilBERT directory")
     out.add_argument("--output", type=Path, required=True, help="models/NAME; its next version is written")
     out.add_argument("--epochs", type=_positive, default=default.epochs)
@@ -87,6 +87,13 @@ def _positive(value: str) -> int:
     if int(value) < 1:
         raise ValueError
     return int(value)
+
+
+def _delimiter(value: str) -> str:
+    value = "\t" if value in ("tab", "\\t") else value
+    if len(value) != 1:
+        raise ValueError
+    return value
 
 
 def _part(value: str) -> float | Path:

@@ -70,11 +70,13 @@ def test_nothing_to_train_on(tmp_path: Path, content: str, message: str) -> None
 
 def test_files_for_validation_and_test_share_nothing_with_training(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
-    held_out = tmp_path / "test.csv"
+    held_out = tmp_path / "other" / "data.csv"
+    held_out.parent.mkdir()
     texts = [row.text for row in prepare(job).train[:3]]
     held_out.write_text("text,label\n" + "".join(f"{text},bad\n" for text in texts) + "new,other\n")
     data = prepare(replace(job, test=held_out))
     assert [row.text for row in data.test] == texts
+    assert set(data.files) == {"data.csv", str(held_out)}
     assert not {row.text for row in data.train + data.validation} & set(texts)
     assert "data.csv: text of the validation or test file: 3 rows left out" in "\n".join(data.left_out)
     assert "label 'other' unseen in training: 1 row left out (line 5)" in data.left_out

@@ -184,6 +184,18 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"python -m training.text --csv {job.csv} --base {job.base}" in card
 
 
+def test_a_loss_that_overflows_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no longer a number in epoch 1; try a smaller learning rate"):
+        train.learn(tiny_job(tmp_path, lr=1e30))
+
+
+def test_nothing_held_out(tmp_path: Path) -> None:
+    job = replace(tiny_job(tmp_path, rows=40, epochs=2), validation=0.0, test=0.0)
+    directory = train.train(job)
+    assert directory
+    assert "Nothing was held out" in (directory / "README.md").read_text()
+
+
 def test_resume_refuses_another_runs_checkpoint(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, rows=40, epochs=1)
     train.learn(job)

@@ -3,6 +3,7 @@
 import csv
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.assets import distilbert_directory
@@ -34,6 +35,6 @@ def tiny_job(directory: Path, *, rows: int = 80, epochs: int = 2, **options: obj
         csv=write_csv(directory / "data.csv", rows),
         base=str(base),
         output=directory / "models" / "tiny",
-        options=Options(epochs=epochs, batch_size=8, lr=1e-3, **options),  # type: ignore[arg-type]
+        options=replace(Options(epochs=epochs, batch_size=8, lr=1e-3), **options),  # type: ignore[arg-type]
         command="python -m training.text …",
     )
