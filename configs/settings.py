@@ -128,6 +128,23 @@ class IndexSettings(Frozen):
     compact_ratio: float = Field(
         default=0.2, gt=0, le=1, description="share of dead rows at which the in-memory index is rebuilt"
     )
+    filter_timeout_s: Seconds = Field(
+        default=2,
+        description="a filter that takes longer gets 422; one condition takes 1 s for a million items",
+    )
+    concurrent_calls: Positive = Field(
+        default=8,
+        description="reads, writes and searches at once; more than cores, for they wait for the disk too",
+    )
+    concurrent_filters: Positive = Field(
+        default=4,
+        description="searches and deletes by filter at once; they have threads of their own, so that slow "
+        "filters hold up nothing but filters",
+    )
+    lock_timeout_s: Seconds = Field(
+        default=60,
+        description="wait at the start for the data directory, which a replaced replica holds until it stops",
+    )
 
 
 class LimitSettings(Frozen):

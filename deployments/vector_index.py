@@ -5,22 +5,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
 from index.catalog import Catalog
-from index.collection import CollectionInfo
+from index.collection import Collection, CollectionInfo
+from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.items import Hit, Item, Page, Record, Vectors
 from index.spec import CollectionSpec
 
 Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
-
-# Searches and SQLite calls block; this many run at once. They release the GIL in FAISS and SQLite.
-BLOCKING_CALLS = 8
-# A replaced replica holds the directory until it has stopped; its successor waits this long for it.
-LOCK_TIMEOUT_S = 60.0
 
 
 class VectorIndex:
@@ -30,37 +25,57 @@ class VectorIndex:
     """
 
     def __init__(self, settings: IndexSettings, limits: LimitSettings, root: Path) -> None:
-        self._catalog = Catalog(root, settings, limits, lock_timeout_s=LOCK_TIMEOUT_S)
-        self._pool = ThreadPoolExecutor(BLOCKING_CALLS, "index")
+        self._catalog = Catalog(root, settings, limits, lock_timeout_s=settings.lock_timeout_s)
+        # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
+        # a thread goes on when its request is cancelled.
+        self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
+        self._filter_pool = ThreadPoolExecutor(settings.concurrent_filters, "index-filter")
 
     async def ready(self) -> None:
-        """Returns while the index can answer."""
-        await self._run(self._catalog.list)
+        """Returns while the data directory can be used, however busy both pools are.
+
+        A collection that cannot be used does not make the others unready; see `unavailable`.
+        """
+        await asyncio.to_thread(self._catalog.check)
+
+    async def unavailable(self) -> dict[str, str]:
+        """The collections that did not open, by name, and why. Waits for no other call."""
+        return {name: error.message for name, error in self._catalog.unavailable.items()}
 
     async def create(self, spec: CollectionSpec) -> CollectionInfo:
         return await self._run(lambda: self._catalog.create(spec).info())
 
-    async def list_all(self) -> list[CollectionInfo]:
-        return await self._run(lambda: [collection.info() for collection in self._catalog.list()])
+    async def list_all(self) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """The collections that can be used, and of the others name and reason; both by name."""
+        infos = await self._run(self._catalog.infos)
+        return (
+            [info for info in infos.values() if isinstance(info, CollectionInfo)],
+            {name: error.message for name, error in infos.items() if isinstance(error, IndexUnavailable)},
+        )
 
     async def info(self, name: str) -> CollectionInfo:
         return await self._run(lambda: self._catalog.get(name).info())
 
     async def drop(self, name: str) -> None:
-        await self._run(self._catalog.delete, name)
+        await self._run(lambda: self._catalog.delete(name))
 
-    async def upsert(self, name: str, items: Sequence[Item], fingerprint: str | None) -> StageTimes:
-        """Stores all items or none; on disk when this returns. `fingerprint` names the model, if any."""
+    async def upsert(
+        self, name: str, items: Sequence[Item], fingerprint: str | None
+    ) -> tuple[list[str], StageTimes]:
+        """Stores all items or none; on disk when this returns. `fingerprint` names the model, if any.
+
+        Returns the distinct ids; of one given twice the last item counts."""
         start = time.perf_counter()
-        await self._run(lambda: self._catalog.get(name).upsert(items, fingerprint))
-        return _since(start)
+        ids = await self._run(lambda: self._catalog.get(name).upsert(items, fingerprint))
+        return ids, _since(start)
 
     async def delete(self, name: str, ids: Sequence[str]) -> int:
         """How many of the ids were there."""
         return await self._run(lambda: self._catalog.get(name).delete(ids))
 
     async def delete_where(self, name: str, filter: Mapping[str, Any]) -> int:
-        return await self._run(lambda: self._catalog.get(name).delete_where(filter))
+        """How many passed and were deleted; what is written meanwhile stays."""
+        return await self._run(lambda: self._catalog.get(name).delete_where(filter), self._filter_pool)
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         return await self._run(lambda: self._catalog.get(name).get(id, frozenset(include)))
@@ -79,34 +94,35 @@ class VectorIndex:
         fingerprint: str | None,
     ) -> tuple[list[list[Hit]], StageTimes]:
         """Hits per query, best first. A query is a vector float32[d], or the id of a stored item,
-        which is then left out of its own hits."""
+        which is then left out of its own hits; ItemNotFound and BadItem point at that query."""
 
         def run() -> list[list[Hit]]:
             collection = self._catalog.get(name)
-            ids = [query if isinstance(query, str) else None for query in queries]
-            vectors = [collection.vector_of(query) if isinstance(query, str) else query for query in queries]
-            # One more than asked, so that leaving an item out of its own hits still gives `limit`.
-            found = collection.search(
-                vectors,
-                limit + any(id is not None for id in ids),
+            return collection.search(
+                [_vector(collection, query, index) for index, query in enumerate(queries)],
+                limit,
                 filter=filter,
                 include=frozenset(include),
                 exact=exact,
                 fingerprint=fingerprint,
+                exclude=[query if isinstance(query, str) else None for query in queries],
             )
-            return [
-                [hit for hit in hits if hit.id != id][:limit] for id, hits in zip(ids, found, strict=True)
-            ]
 
         start = time.perf_counter()
-        hits = await self._run(run)
+        hits = await self._run(run, self._pool if filter is None else self._filter_pool)
         return hits, _since(start)
 
-    async def _run(
-        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
+    async def _run(self, work: Callable[[], Result], pool: ThreadPoolExecutor | None = None) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work)
+
+
+def _vector(collection: Collection, query: Vectors | str, index: int) -> Vectors:
+    if not isinstance(query, str):
+        return query
+    try:
+        return collection.vector_of(query)
+    except (ItemNotFound, BadItem) as error:
+        raise error.at(index) from None
 
 
 def _since(start: float) -> StageTimes:

@@ -13,7 +13,7 @@ from typing import IO, Self
 from uuid import uuid4
 
 from configs.settings import IndexSettings, LimitSettings
-from index.collection import Collection
+from index.collection import Collection, CollectionInfo
 from index.errors import CollectionNotFound, IndexUnavailable
 from index.spec import CollectionSpec
 from index.store import FILE_NAME, Store
@@ -57,6 +57,7 @@ class Catalog:
         with _file_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             self._lock_file = _locked(root / LOCK_NAME, lock_timeout_s)
+            self._lock_stat = os.fstat(self._lock_file.fileno())
         try:
             with _file_errors(root):
                 for leftover in root.glob(f"{UNFINISHED}*"):
@@ -110,11 +111,33 @@ class Catalog:
         with self._lock:
             return [collection for _, collection in sorted(self._open.items())]
 
+    def infos(self) -> dict[str, CollectionInfo | IndexUnavailable]:
+        """Every collection, by name: its numbers, or why it cannot be used."""
+        infos: dict[str, CollectionInfo | IndexUnavailable] = {**self.unavailable}
+        for collection in self.list():
+            name = collection.spec.name
+            try:
+                infos[name] = collection.info()
+            except CollectionNotFound:  # deleted in between
+                infos.pop(name, None)
+            except IndexUnavailable as error:
+                infos[name] = error
+        return dict(sorted(infos.items()))
+
     @property
     def unavailable(self) -> dict[str, IndexUnavailable]:
-        """The collections that cannot be opened, and why."""
-        with self._lock:
-            return dict(self._unavailable)
+        """The collections that did not open, by name, and why. Waits for no other call."""
+        return dict(sorted(self._unavailable.copy().items()))
+
+    def check(self) -> None:
+        """Raise IndexUnavailable if the directory cannot be used. Waits for no other call."""
+        if self._closed:
+            raise IndexUnavailable("the index is closed")
+        with _file_errors(self.root):
+            if not os.path.samestat(os.stat(self.root / LOCK_NAME), self._lock_stat):
+                raise IndexUnavailable(
+                    f"the index directory {self.root.name!r} was replaced while in use; restart to read it"
+                )
 
     def delete(self, name: str) -> None:
         """Remove a collection and its files, readable or not. Raises CollectionNotFound, IndexUnavailable."""
@@ -156,6 +179,7 @@ class Catalog:
                 self.root / name,
                 threads=_search_threads(self._settings),
                 compact_ratio=self._settings.compact_ratio,
+                filter_timeout_s=self._settings.filter_timeout_s,
                 max_metadata_bytes=self._limits.max_metadata_bytes,
             )
         except IndexUnavailable as error:

@@ -66,7 +66,13 @@ class Collection:
     """
 
     def __init__(
-        self, directory: Path, *, threads: int, compact_ratio: float, max_metadata_bytes: int
+        self,
+        directory: Path,
+        *,
+        threads: int,
+        compact_ratio: float,
+        filter_timeout_s: float,
+        max_metadata_bytes: int,
     ) -> None:
         """Open an existing collection and read its vectors into memory.
 
@@ -74,6 +80,7 @@ class Collection:
         """
         self._store = Store(directory)
         self._compact_ratio = compact_ratio
+        self._filter_timeout_s = filter_timeout_s
         self._max_metadata_bytes = max_metadata_bytes
         self._write_lock = threading.Lock()
         self._views: Mapping[int, VectorView]
@@ -135,13 +142,22 @@ class Collection:
         return len(removed)
 
     def delete_where(self, filter: Mapping[str, Any]) -> int:
-        """Remove every item that passes; returns how many. Raises BadFilter, also for an empty filter."""
+        """Remove every item that passes; returns how many.
+
+        The filter is asked of the items as they are at the call. What is written while it runs stays,
+        as if it were written after: an item replaced meanwhile, and a new one, whether it passes or not.
+
+        Raises:
+            BadFilter: not in the language, too slow, or empty; nothing was removed.
+        """
         condition = compile_filter(filter)
         if condition.count == 0:
             raise BadFilter("an empty filter would delete every item; to do that, delete the collection")
+        with self._store.snapshot() as reader:  # before the lock: other writes do not wait for a filter
+            matching = reader.matching(condition, self._filter_timeout_s)
         with self._write_lock:
             with self._store.transaction() as writer:
-                removed = writer.remove_matching(condition)
+                removed = writer.remove_rows(matching)
                 self._prepare(writer, removed)
             self._tidy(writer.version + 1)
         return len(removed)
@@ -156,7 +172,7 @@ class Collection:
         return record
 
     def vector_of(self, id: str) -> Vectors:
-        """The stored vector, float32 [d]: search with it and `exclude_ids={id}` to find an item's like.
+        """The stored vector, float32 [d]: search with it and `exclude=[id]` to find an item's like.
 
         Raises ItemNotFound, BadItem.
         """
@@ -185,33 +201,35 @@ class Collection:
         include: Include = METADATA,
         exact: bool = False,
         fingerprint: str | None = None,
-        exclude_ids: Iterable[str] = (),
+        exclude: Sequence[str | None] | None = None,
     ) -> list[list[Hit]]:
         """The nearest items for each of the vectors [q, d], best first; fewer than `limit` if fewer pass.
 
         Scores are the cosine, the inner product, or under l2 the squared distance negated. `exact`
-        asks for the true nearest, which a flat index gives anyway.
+        asks for the true nearest, which a flat index gives anyway. `exclude` has one entry for each
+        query: the id that its hits leave out, or None.
 
         Raises:
             ModelMismatch: another model than `fingerprint` filled the collection.
             BadVector: with the `index` of the query.
-            BadFilter: the filter is not in the language.
+            BadFilter: the filter is not in the language, or too slow.
         """
         self.spec.check_fingerprint(fingerprint)
         queries = query_vectors(vectors, self.spec)
         condition = None if filter is None else compile_filter(filter)
-        excluded = set(exclude_ids)
+        excluded = [None] * len(queries) if exclude is None else exclude
         with self._snapshot() as (reader, view):
-            among = reader.matching(condition) if condition else None
-            scores, rowids = view.search(queries, limit + len(excluded), among)
+            among = reader.matching(condition, self._filter_timeout_s) if condition else None
+            # One more where a query leaves an item out, so that `limit` are left.
+            scores, rowids = view.search(queries, limit + any(id is not None for id in excluded), among)
             records = reader.records(np.unique(rowids).tolist(), include & {"metadata", "vector"})
         found = [
             [
                 Hit(record.id, score, record.metadata, record.vector)
                 for rowid, score in zip(row, row_scores, strict=True)
-                if (record := records.get(rowid)) and record.id not in excluded  # FAISS says -1 for no row
+                if (record := records.get(rowid)) and record.id != id  # FAISS says -1 for no row
             ]
-            for row, row_scores in zip(rowids.tolist(), scores.tolist(), strict=True)
+            for id, row, row_scores in zip(excluded, rowids.tolist(), scores.tolist(), strict=True)
         ]
         return [hits[: max(0, limit)] for hits in found]
 

@@ -195,9 +195,10 @@ def _is_number(value: object) -> bool:
 def _short(value: object) -> str:
     """The value for a message; cut, for it is the caller's and may be of any size."""
     if isinstance(value, Mapping):
-        return (
-            f"an object with the keys {', '.join(repr(str(key)[:40]) for key in list(value)[:8]) or '(none)'}"
-        )
+        keys = (repr(key[:40]) if isinstance(key, str) else type(key).__name__ for key in list(value)[:8])
+        return f"an object with the keys {', '.join(keys) or '(none)'}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge integer"  # which Python may refuse to print
     return ascii(value)[:80] if isinstance(value, str | int | float | None) else type(value).__name__

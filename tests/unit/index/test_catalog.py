@@ -1,6 +1,7 @@
 """The collections of a directory: create, open, list, delete, and each for itself."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -103,6 +104,8 @@ def test_a_damaged_collection_does_not_keep_the_others_from_work(catalog: Catalo
     with Catalog(catalog.root) as again:
         assert names(again) == ["good"]
         assert "damaged" in str(again.unavailable["bad"])
+        assert list(again.infos()) == ["bad", "good"]
+        assert again.infos()["bad"] is again.unavailable["bad"]
         with pytest.raises(IndexUnavailable, match="damaged"):
             again.get("bad")
         with pytest.raises(IndexUnavailable, match="damaged"):
@@ -121,6 +124,31 @@ def test_a_directory_has_one_writer(catalog: Catalog) -> None:
         Catalog(catalog.root)
     threading.Timer(0.05, catalog.close).start()
     Catalog(catalog.root, lock_timeout_s=30).close()
+
+
+def test_one_collection_that_fails_does_not_hide_the_others(catalog: Catalog) -> None:
+    for name in ("b", "a", "c", "d"):
+        catalog.create(spec(name))
+    catalog.get("b").close()
+    catalog.get("c").close(CollectionNotFound("deleted while it is being listed"))
+    infos = catalog.infos()
+    assert list(infos) == ["a", "b", "d"]
+    assert isinstance(infos["b"], IndexUnavailable)
+
+
+def test_the_check_tells_what_happened_to_the_directory(catalog: Catalog) -> None:
+    catalog.check()
+    moved = catalog.root.rename(catalog.root.with_name("moved"))
+    with pytest.raises(IndexUnavailable, match="No such file"):
+        catalog.check()
+    with Catalog(catalog.root), pytest.raises(IndexUnavailable, match="was replaced"):
+        catalog.check()
+    shutil.rmtree(catalog.root)
+    moved.rename(catalog.root)
+    catalog.check()
+    catalog.close()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        catalog.check()
 
 
 def test_a_closed_catalog_opens_nothing_again(catalog: Catalog) -> None:

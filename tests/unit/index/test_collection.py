@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs.settings import IndexSettings
-from index import store
 from index.catalog import Catalog
 from index.collection import METADATA, Collection
 from index.errors import (
@@ -136,10 +135,16 @@ def test_get_and_vector_of_know_what_is_missing(points: Collection) -> None:
 def test_an_item_s_like_does_not_include_itself(points: Collection) -> None:
     points.upsert(line(5))
     for filter in (None, EVEN, {"must": [{"key": "x", "range": {"lte": 2}}]}):
-        found = ids(points.search([points.vector_of("2")], limit=2, filter=filter, exclude_ids={"2"})[0])
+        found = ids(points.search([points.vector_of("2")], limit=2, filter=filter, exclude=["2"])[0])
         assert len(found) == 2
         assert "2" not in found
-    assert ids(points.search([[0, 0]], limit=1, exclude_ids=["0", "missing"])[0]) == ["1"]
+
+
+def test_each_query_leaves_out_its_own(points: Collection) -> None:
+    points.upsert(line(3))
+    found = points.search([[0, 0]] * 4, limit=2, exclude=["0", None, "2", "missing"])
+    assert list(map(ids, found)) == [["1", "2"], ["0", "1"], ["0", "1"], ["0", "1"]]
+    assert points.search([[0, 0]], limit=0, exclude=["0"]) == [[]]
 
 
 def test_pages_meet_everything_once(points: Collection) -> None:
@@ -206,17 +211,20 @@ def test_a_filter_may_let_nothing_pass_without_a_condition(points: Collection) -
     assert len(points.search([[0, 0]], filter={"should": [{}]})[0]) == 3
 
 
-def test_a_filter_that_never_ends_is_ended(points: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_that_takes_too_long_is_ended(catalog: Catalog, points: Collection) -> None:
     points.upsert(line(2000))
     slow = {"must": [{"key": "x", "range": {"gte": 0}}] * 50}
     assert len(points.search([[0, 0]], limit=5000, filter=slow)[0]) == 2000
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "MAX_FILTER_S", -1)
+    catalog.close()
+    with Catalog(catalog.root, IndexSettings(filter_timeout_s=1e-9)) as hasty:
+        points = hasty.get("points")
         with pytest.raises(BadFilter, match="fewer conditions"):
             points.search([[0, 0]], filter=slow)
         with pytest.raises(BadFilter, match="fewer conditions"):
             points.delete_where(slow)
-    assert points.delete_where(slow) == 2000
+        assert len(points.search([[0, 0]], limit=5000)[0]) == points.info().count == 2000
+    with Catalog(catalog.root) as patient:
+        assert patient.get("points").delete_where(slow) == 2000
 
 
 def test_bad_filters_are_refused(points: Collection) -> None:

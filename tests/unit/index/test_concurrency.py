@@ -67,6 +67,18 @@ def test_what_was_deleted_stays_away_and_what_was_written_is_there(collection: C
             assert not errors
 
 
+def test_a_delete_by_filter_leaves_what_is_written_meanwhile(collection: Collection) -> None:
+    collection.upsert(batch(0))
+    with running(lambda: collection.delete_where(FILTER)) as errors:
+        for number in range(150):
+            collection.upsert([Item("x", [number, 0], {"kept": True})])
+            collection.upsert([Item("x", [number, 1], {"kept": False})])
+            assert collection.get("x").metadata == {"kept": False}
+            assert [hit.id for hit in collection.search([[number, 1]], 1)[0]] == ["x"]
+            assert not errors
+    assert collection.info().count == 1
+
+
 def test_writers_do_not_lose_each_other_s_writes(collection: Collection) -> None:
     def write(worker: int) -> None:
         for number in range(40):

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -159,6 +159,7 @@ BAD_FILTERS: list[Any] = [
     {"must": [{"key": "k" * 513, "exists": True}]},
     {"must": [{"key": "a." * 16 + "a", "exists": True}]},
     {"must": [{"key": "a", "exists": True}] * (MAX_CONDITIONS + 1)},
+    {"must": [{"key": 10**5000, "exists": True}]},
     {"must": [{}] * (MAX_CONDITIONS + 1)},
     {1: []},
 ]
@@ -180,6 +181,30 @@ def test_nesting_ends_before_the_stack_does() -> None:
         compile_filter(filter)
     while filter:  # unravelled by hand, for its own destructor would recurse as deep
         filter = filter["must"].pop()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda deep: deep,
+        lambda deep: {"must": deep},
+        lambda deep: {"must": [deep]},
+        lambda deep: {"must": [{"key": deep, "exists": True}]},
+        lambda deep: {"must": [{"key": "a", "exists": deep}]},
+        lambda deep: {"must": [{"key": "a", "match": deep}]},
+        lambda deep: {"must": [{"key": "a", "match": {"value": deep}}]},
+        lambda deep: {"must": [{"key": "a", "match": {"any": [deep]}}]},
+        lambda deep: {"must": [{"key": "a", "range": {"gt": deep}}]},
+        lambda deep: {"must": [{"key": "a", "match": {"value": 1}, "more": deep}]},
+    ],
+)
+def test_what_is_no_filter_may_be_nested_anywhere(place: Callable[[object], object]) -> None:
+    objects, arrays = {"a": 1}, [1]
+    for _ in range(10_000):
+        objects, arrays = {"a": objects}, [arrays]  # type: ignore[dict-item, list-item]
+    for deep in (objects, arrays):
+        with pytest.raises(BadFilter):
+            compile_filter(place(deep))
 
 
 def test_sqlite_takes_the_largest_filter_there_can_be() -> None:

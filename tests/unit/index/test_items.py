@@ -34,14 +34,22 @@ def nested(depth: int) -> dict[str, Any]:
     return value
 
 
+def nested_list(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 def test_metadata_may_be_nested_but_not_for_ever() -> None:
     metadata_text(nested(64), 10_000)
     with pytest.raises(BadItem, match="64 deep"):
         metadata_text(nested(65), 10_000)
     loop: dict[str, Any] = {}
     loop["self"] = loop
-    with pytest.raises(BadItem, match="64 deep"):
-        metadata_text(loop, 10_000)
+    for metadata in (loop, nested(10_000), {"a": [nested_list(10_000)]}):
+        with pytest.raises(BadItem, match="64 deep"):
+            metadata_text(metadata, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,8 @@ BAD_VECTORS = [
     "123",
     None,
     {"a": 1},
+    [1, 2, nested_list(10_000)],
+    nested_list(10_000),
     [1, 2, float("nan")],
     [1, 2, float("-inf")],
     [1, 2, 1e39],
@@ -108,7 +118,9 @@ def test_bad_vectors_point_at_their_item(vector: Any, metric: Metric) -> None:
     assert caught.value.index == 1
 
 
-@pytest.mark.parametrize("queries", ["abc", 5, None, np.zeros((2, 4), np.float32), [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize(
+    "queries", ["abc", 5, None, np.zeros((2, 4), np.float32), [1.0, 2.0, 3.0], nested_list(10_000)]
+)
 def test_searches_take_a_list_of_vectors(queries: Any) -> None:
     with pytest.raises(BadVector):
         query_vectors(queries, spec("dot"))

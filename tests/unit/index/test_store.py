@@ -9,6 +9,7 @@ import pytest
 
 from index import store as store_module
 from index.errors import IndexUnavailable
+from index.filters import compile_filter
 from index.items import Include
 from index.spec import CollectionSpec
 from index.store import FILE_NAME, Row, Store
@@ -57,6 +58,24 @@ def test_rowids_are_never_given_twice(store: Store) -> None:
     with store.transaction() as writer:
         removed, added = writer.put([row("b"), row("a")])
         assert (removed.tolist(), added.tolist()) == ([1], [3, 4])
+
+
+def test_rows_that_matched_are_removed_unless_they_were_written_again(store: Store) -> None:
+    with store.transaction() as writer:
+        writer.put([row(id) for id in ("kept", "again", "gone", "other")])
+    passing = compile_filter({"must": [{"key": "value", "match": {"value": 1}}]})
+    with store.snapshot() as reader:
+        matching = reader.matching(passing, timeout_s=60)
+    assert matching.tolist() == [1, 2, 3, 4]
+    with store.transaction() as writer:
+        writer.put([row("again"), row("new")])
+        writer.remove(["gone"])
+    with store.transaction() as writer:
+        assert writer.remove_rows(matching).tolist() == [1, 4]
+        assert writer.remove_rows(matching).tolist() == []
+    with store.snapshot() as reader:
+        assert [record.id for _, record in reader.after(0, 9, frozenset())] == ["again", "new"]
+        assert reader.vectors(2)[0].tolist() == [5, 6]
 
 
 def test_a_snapshot_does_not_see_later_writes_nor_wait_for_them(store: Store) -> None:

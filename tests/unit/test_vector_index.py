@@ -1,0 +1,140 @@
+"""The index deployment's own part: who waits for whom, and what it adds to the collections' answers."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.settings import IndexSettings, LimitSettings
+from deployments.vector_index import VectorIndex
+from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound
+from index.items import Hit, Item, Vectors
+from index.spec import CollectionSpec
+from index.store import FILE_NAME
+
+SETTINGS = IndexSettings(threads=1, filter_timeout_s=2, concurrent_calls=2, concurrent_filters=2)
+ORIGIN = np.zeros(2, np.float32)
+# Seconds of work on 2000 items with 200 tags each.
+SLOW = {"must_not": [{"key": "tags", "match": {"any": ["x", "y"]}}] * 100}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def index(root: Path) -> Iterator[VectorIndex]:
+    index = VectorIndex(SETTINGS, LimitSettings(), root)
+    asyncio.run(index.create(CollectionSpec(name="a", dimensions=2, metric="l2")))
+    yield index
+    close(index)
+
+
+def close(index: VectorIndex) -> None:
+    index._pool.shutdown()
+    index._filter_pool.shutdown()
+    index._catalog.close()
+
+
+async def search(
+    index: VectorIndex, *queries: Vectors | str, limit: int = 5, filter: Any = None
+) -> list[list[Hit]]:
+    hits, _ = await index.search("a", queries, limit, filter, (), False, None)
+    return hits
+
+
+def test_slow_filters_hold_up_nothing_but_filters(index: VectorIndex) -> None:
+    async def main() -> None:
+        await index.upsert("a", [Item(str(n), [n, 0], {"tags": [f"t{n}"] * 200}) for n in range(2000)], None)
+        slow: list[asyncio.Task[Any]] = [
+            asyncio.create_task(index.delete_where("a", SLOW)),
+            asyncio.create_task(search(index, ORIGIN, filter=SLOW)),
+        ]
+        assert len(slow) == SETTINGS.concurrent_filters
+        await index.ready()  # when this is back the loop has turned, so the others are on their way
+        await index.upsert("a", [Item("new", [0.1, 0])], None)
+        assert ids(await search(index, ORIGIN, limit=2)) == [["0", "new"]]
+        assert await index.delete("a", ["new"]) == 1
+        assert (await index.info("a")).count == 2000
+        assert not any(task.done() for task in slow)
+        for task in slow:
+            with pytest.raises(BadFilter, match=r"more than 2 s \(index.filter_timeout_s\); use fewer"):
+                await task
+        assert (await index.info("a")).count == 2000
+
+    asyncio.run(main())
+
+
+def test_readiness_waits_for_no_thread_of_the_pools(index: VectorIndex) -> None:
+    release = threading.Event()
+    for pool, size in (
+        (index._pool, SETTINGS.concurrent_calls),
+        (index._filter_pool, SETTINGS.concurrent_filters),
+    ):
+        for _ in range(size + 1):
+            pool.submit(release.wait)
+    try:
+        asyncio.run(index.ready())
+        assert asyncio.run(index.unavailable()) == {}
+    finally:
+        release.set()
+
+
+def test_readiness_tells_when_the_directory_is_gone(index: VectorIndex, root: Path) -> None:
+    asyncio.run(index.ready())
+    moved = root.rename(root.with_name("moved"))
+    with pytest.raises(IndexUnavailable, match="cannot be used"):
+        asyncio.run(index.ready())
+    moved.rename(root)
+    asyncio.run(index.ready())
+    index._catalog.close()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        asyncio.run(index.ready())
+
+
+def test_damaged_collections_are_listed_with_the_reason(index: VectorIndex, root: Path) -> None:
+    asyncio.run(index.create(CollectionSpec(name="bad", dimensions=2)))
+    close(index)
+    (root / "bad" / FILE_NAME).write_bytes(b"not a database" * 1000)
+    again = VectorIndex(SETTINGS, LimitSettings(), root)
+    try:
+        infos, unavailable = asyncio.run(again.list_all())
+        assert [info.name for info in infos] == ["a"]
+        assert list(unavailable) == ["bad"]
+        assert "damaged" in unavailable["bad"]
+        assert asyncio.run(again.unavailable()) == unavailable
+        asyncio.run(again.ready())
+        asyncio.run(again.drop("bad"))
+        assert asyncio.run(again.list_all()) == (infos, {})
+    finally:
+        close(again)
+
+
+def test_upsert_tells_the_distinct_ids_and_its_time(index: VectorIndex) -> None:
+    items = [Item("x", [1, 0]), Item("y", [2, 0]), Item("x", [3, 0])]
+    stored, times = asyncio.run(index.upsert("a", items, None))
+    assert stored == ["x", "y"]
+    assert times.index > 0
+
+
+def test_an_item_s_like_is_found_beside_vectors(index: VectorIndex) -> None:
+    async def main() -> None:
+        await index.upsert("a", [Item(str(n), [n, 0], {"n": n}) for n in range(4)], None)
+        assert ids(await search(index, "0", ORIGIN, "3", limit=1)) == [["1"], ["0"], ["2"]]
+        beyond = {"must": [{"key": "n", "range": {"gte": 2}}]}
+        assert ids(await search(index, "2", "0", limit=2, filter=beyond)) == [["3"], ["2", "3"]]
+        for wrong, error in (("nobody", ItemNotFound), ("", BadItem)):
+            with pytest.raises(error) as caught:
+                await search(index, ORIGIN, "0", wrong)
+            assert caught.value.index == 2
+
+    asyncio.run(main())
+
+
+def ids(found: list[list[Hit]]) -> list[list[str]]:
+    return [[hit.id for hit in hits] for hits in found]
