@@ -15,8 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
 
-$(STARTER): deployments/models/sources.py | $(VENV)/.installed
+$(STARTER): deployments/models/packages.py | $(VENV)/.installed
 	$(BIN)/python -m deployments.models.sources
+	@touch $@
 
 setup: $(VENV)/.installed $(STARTER) ## Create the virtual environment and fetch the starter models
 

@@ -39,8 +39,12 @@ class ScaleSettings(Frozen):
 
     replicas: Positive = 1
     max_replicas: Positive | None = None
-    target_ongoing_requests: Seconds = 16
-    max_ongoing_requests: Positive = 256
+    target_ongoing_requests: float = Field(default=16, gt=0, description="per replica, for autoscaling")
+    max_ongoing_requests: Positive = Field(
+        default=10_000,
+        description="per replica; the gateway's limits bound the load, and requests that Serve holds back "
+        "would be hidden from the batch queue and from health checks",
+    )
     cpus: float = Field(default=0.1, ge=0)
     gpus: float = Field(default=0, ge=0)
 
@@ -75,6 +79,9 @@ class ModelSettings(Frozen):
     precision: Precision = "auto"
     threads: Positive | None = Field(
         default=None, description="engine threads; from `scale.cpus` when left out"
+    )
+    hub_timeout_s: Seconds = Field(
+        default=3, description="a machine without a network must start at once, one with a slow one find the hub"
     )
     batch: BatchSettings = BatchSettings()
     scale: ScaleSettings = ScaleSettings()
@@ -148,7 +155,12 @@ class IndexSettings(Frozen):
 
 
 class LimitSettings(Frozen):
-    """What one request, and all requests together, may ask for."""
+    """What one request, and all requests together, may ask for.
+
+    The `max_inflight` limits are per gateway replica, about three seconds of work for two CPU cores (85
+    images/s through the whole path, 800 texts/s); beyond them the answer is 429, at once. Raise them
+    with the hardware. One request is always let in, however large.
+    """
 
     max_body_bytes: Positive = 32 * MiB
     max_images: Positive = 64
@@ -157,9 +169,12 @@ class LimitSettings(Frozen):
     max_image_pixels: Positive = 64_000_000
     max_labels: Positive = 256
     max_metadata_bytes: Positive = 64 * 1024
-    max_inflight_items: Positive = Field(
-        default=4096, description="images and texts being worked on per gateway; beyond it 429"
-    )
+    max_inflight_requests: Positive = 1024
+    max_inflight_images: Positive = 256
+    max_inflight_texts: Positive = 4096
+    max_search_results: Positive = Field(default=100_000, description="queries times limit of one search")
+    max_page: Positive = Field(default=1000, description="items on one page")
+    max_json_depth: Positive = Field(default=64, description="nesting of metadata and filters")
     request_timeout_s: Seconds = 60
     retry_after_s: Positive = 1
 
@@ -191,7 +206,10 @@ class GatewaySettings(Frozen):
     """The HTTP ingress."""
 
     texts_per_call: Positive = Field(default=256, description="texts of one request that travel together")
-    scale: ScaleSettings = ScaleSettings(max_ongoing_requests=1024)
+    health_timeout_s: Seconds = Field(
+        default=5, description="a part that takes longer to say that it is well is not ready"
+    )
+    scale: ScaleSettings = ScaleSettings()
 
 
 class Settings(Frozen):
@@ -221,8 +239,8 @@ class Settings(Frozen):
     def from_args(cls, args: Mapping[str, Any]) -> Self:
         """Build settings from nested mappings or dotted keys (`clip.source=starter`), or both.
 
-        Values given as strings are read as YAML where the field is not a string itself, so
-        `key=value` arguments on a command line work for every type.
+        So that `key=value` arguments on a command line work for every type, strings that begin like
+        a YAML list or mapping are read as such, and `none` means None.
 
         Raises:
             SettingsError: an unknown key (the nearest known one is named) or a bad value.
@@ -242,10 +260,15 @@ def _nest(args: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys become nested mappings; strings that look like YAML collections are read as such."""
     nested: dict[str, Any] = {}
     for key, value in args.items():
+        if not isinstance(key, str):
+            raise SettingsError(f"setting {key!r} must be a name")
+        if isinstance(value, str) and value[:1] and value[:1] in "[{":
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise SettingsError(f"{key}: {value!r} is not valid YAML: {error}") from None
         if isinstance(value, Mapping):
             value = _nest(value)
-        elif isinstance(value, str) and value[:1] in "[{":
-            value = yaml.safe_load(value)
         elif isinstance(value, str) and value.lower() in ("null", "none"):
             value = None
         *groups, last = key.split(".")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.settings import ClipSettings
+from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo, Pixels, Vectors
 from deployments.models.loading import load_encoder
 from deployments.models.sources import Source
@@ -18,21 +19,23 @@ class ClipEncoder:
     """Owns one loaded encoder; ready once both towers have been warmed up."""
 
     def __init__(self, source: Source, settings: ClipSettings, cache_dir: Path) -> None:
+        hide_callers_mistakes()
         threads = threads_for(settings.threads, settings.scale.cpus)
         encoder = load_encoder(source, settings, cache_dir, threads)
         self._info = encoder.info
         self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
         self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
 
-    async def embed_images(self, pixels: Pixels) -> tuple[Vectors, int, StageTimes]:
-        """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions]; an image counts no tokens."""
+    async def embed_images(self, pixels: Pixels) -> tuple[Vectors, str, int, StageTimes]:
+        """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions], the fingerprint of what made
+        them, the tokens they took (an image takes none) and the time."""
         served = await self._image(list(pixels))
-        return np.stack(served.outputs), 0, served.times
+        return np.stack(served.outputs), self._info.fingerprint, 0, served.times
 
-    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int, StageTimes]:
-        """n texts to L2-normalised float32[n, dimensions] and the tokens they took. Raises BadInput."""
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, str, int, StageTimes]:
+        """n texts likewise. Raises BadInput."""
         served = await self._text(texts)
-        return np.stack(served.outputs), served.length, served.times
+        return np.stack(served.outputs), self._info.fingerprint, served.length, served.times
 
     async def info(self) -> ModelInfo:
         """What is loaded; raises when it cannot answer requests."""

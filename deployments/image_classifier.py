@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from configs.settings import VersionSettings
 from deployments.errors import EncoderMismatch
+from deployments.logs import hide_callers_mistakes
 from deployments.models import image_head
 from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
@@ -22,6 +23,8 @@ class ImageClassifier:
     """Owns one head, in one version or two. The encoder's batches have already formed before it."""
 
     def __init__(self, name: str, source: Source, cache_dir: Path) -> None:
+        hide_callers_mistakes()
+
         def load(version: str) -> _LoadedHead:
             directory, number = choose(source.fetch(cache_dir), version)
             return _LoadedHead(image_head.load(name, directory, str(source), number))

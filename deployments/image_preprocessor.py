@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.settings import PreprocessorSettings
 from deployments.errors import SightlineError
+from deployments.logs import hide_callers_mistakes
 from deployments.models.base import Pixels
 from deployments.models.images import decode
 from deployments.threads import threads_for
@@ -19,6 +20,7 @@ class ImagePreprocessor:
     """Decodes, orients, resizes and crops; Pillow releases the GIL, so its threads use every core."""
 
     def __init__(self, settings: PreprocessorSettings, max_pixels: int) -> None:
+        hide_callers_mistakes()
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads_for(settings.threads, settings.scale.cpus), "decode")
 
@@ -44,4 +46,5 @@ class ImagePreprocessor:
         return np.stack(pixels), StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
 
     async def ready(self) -> None:
-        """Returns while the pool can take work."""
+        """Returns when a thread of the pool has had time for it."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, lambda: None)

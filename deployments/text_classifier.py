@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import ClassifierSettings, VersionSettings
+from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
@@ -21,6 +22,8 @@ class TextClassifier:
     """Owns one DistilBERT classifier, in one version or two; ready once it has been warmed up."""
 
     def __init__(self, name: str, source: Source, settings: ClassifierSettings, cache_dir: Path) -> None:
+        hide_callers_mistakes()
+
         def load(version: str) -> _LoadedText:
             threads = threads_for(settings.threads, settings.scale.cpus)
             return _LoadedText(name, source, settings, cache_dir, threads, version)

@@ -14,6 +14,7 @@ from deployments.image_preprocessor import ImagePreprocessor
 from deployments.models import sources
 from deployments.text_classifier import TextClassifier
 from deployments.vector_index import VectorIndex
+from serve_app.auth import key_digests
 from serve_app.gateway import Gateway
 from serve_app.inference import Unavailable
 
@@ -62,7 +63,7 @@ def build_app(args: dict[str, Any]) -> Application:
     )
     index = deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
     gateway: Application = deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
-        settings, preprocessor, encoder, classifiers, heads, aliases, index
+        settings, preprocessor, encoder, classifiers, heads, aliases, index, key_digests(settings.auth)
     )
     return gateway
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,10 +19,11 @@ DOCS_FILES = "/static-offline-docs/"
 class BearerAuth:
     """ASGI middleware: answers 401 unless the request carries a configured key."""
 
-    def __init__(self, app: ASGIApp, settings: AuthSettings) -> None:
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes], open_docs: bool) -> None:
+        """`digests` of the keys, from `key_digests`; with none, every route is open."""
         self._app = app
-        self._digests = [_digest(key) for key in load_keys(settings)]
-        self._open_docs = settings.open_docs
+        self._digests = digests
+        self._open_docs = open_docs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed = (
@@ -47,30 +49,37 @@ class BearerAuth:
 
     def _known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip())
+        digest = _digest(key.strip().encode("latin-1"))  # as headers are decoded, whatever they hold
         # Every key is compared, so that the time taken tells nothing about which one was close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
 
 
-def load_keys(settings: AuthSettings) -> list[str]:
-    """Keys from the environment variable and the file; empty when neither is configured.
+def key_digests(settings: AuthSettings) -> tuple[bytes, ...]:
+    """SHA-256 of each key of the environment variable and the file; empty when neither is configured.
 
     Raises:
-        SettingsError: a key file is configured but cannot be read or holds no key.
+        SettingsError: the variable is set, or a file configured, that holds no key or cannot be read.
     """
-    keys = [key.strip() for key in os.environ.get(settings.keys_env, "").split(",") if key.strip()]
+    return tuple(_digest(key.encode()) for key in _keys(settings))
+
+
+def _keys(settings: AuthSettings) -> list[str]:
+    variable = os.environ.get(settings.keys_env)
+    keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
+    if variable and not keys:
+        raise SettingsError(f"{settings.keys_env} is set but holds no key; split keys by commas, or unset it")
     if settings.keys_file is not None:
         try:
             lines = settings.keys_file.read_text().splitlines()
         except OSError as error:
             raise SettingsError(f"auth.keys_file: cannot read {settings.keys_file}: {error}") from None
-        from_file = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        from_file = [key for line in lines if (key := line.strip()) and key[0] != "#"]
         if not from_file:
             raise SettingsError(f"auth.keys_file: {settings.keys_file} holds no key; put one on each line")
         keys += from_file
     return keys
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -44,13 +44,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     serve.add_argument("--host", help="address to listen on (default: the file's)")
     serve.add_argument("--port", type=int, help="port to listen on (default: the file's)")
+    serve.add_argument("--metrics-port", type=int, help="port of Prometheus metrics (default: any free one)")
     arguments = parser.parse_args(argv)
-    return run_server(arguments.config, arguments.set, arguments.host, arguments.port)
+    return run_server(arguments.config, arguments.set, arguments.host, arguments.port, arguments.metrics_port)
 
 
-def run_server(config: Path, overrides: list[str], host: str | None, port: int | None) -> int:
+def run_server(
+    config: Path, overrides: list[str], host: str | None, port: int | None, metrics_port: int | None
+) -> int:
     """Serve `config`'s first application on a Ray cluster that lives and dies with this process."""
-    document = yaml.safe_load(config.read_text())
+    try:
+        document = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        return _refuse(f"{config} cannot be read: {error}")
+    if wrong := [override for override in overrides if "=" not in override]:
+        return _refuse(f"--set takes KEY=VALUE, for instance clip.source=starter; got {wrong[0]!r}")
     http = {"host": "127.0.0.1", "port": 8000} | document.get("http_options", {})
     http |= {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
     args: dict[str, Any] = document["applications"][0].get("args") or {}
@@ -64,33 +72,45 @@ def run_server(config: Path, overrides: list[str], host: str | None, port: int |
             token = Path(private) / "token"
             token.write_text(secrets.token_hex(32))
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        return _serve(args, http)
+        return _serve(args, http, metrics_port)
 
 
-def _serve(args: dict[str, Any], http: dict[str, Any]) -> int:
+def _refuse(message: str) -> int:
+    print(f"sightline: {message}", file=sys.stderr)
+    return 2
+
+
+def _stop_in_order_on_sigterm() -> None:
+    """As Ctrl-C does. Ray sets a handler of its own while it starts, which would abort."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None) -> int:
     import ray
     from ray import serve
 
     from configs.settings import SettingsError
     from serve_app.app import build_app
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: stop in order, at any moment
+    _stop_in_order_on_sigterm()
     try:
         app = build_app(args)
     except SettingsError as error:
-        print(f"sightline: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     ray.init(
         address="local",
         namespace="serve",
         include_dashboard=False,
         log_to_driver=True,
+        _metrics_export_port=metrics_port,
         runtime_env={"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"},
     )
     try:
+        _stop_in_order_on_sigterm()
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
         serve.run(app, name="sightline", route_prefix="/")
         print(f"Sightline is ready on http://{http['host']}:{http['port']} (API: /docs)", flush=True)
+        _stop_in_order_on_sigterm()
         signal.pause()
     except KeyboardInterrupt:
         print("Sightline is stopping", flush=True)

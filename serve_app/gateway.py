@@ -12,7 +12,7 @@ from serve_app.auth import BearerAuth
 from serve_app.fetch import ImageFetcher
 from serve_app.inference import Handle, Inference, Unavailable
 from serve_app.inputs import InputReader
-from serve_app.limits import Admission
+from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
 from serve_app.openapi import DESCRIPTION, describe
 from serve_app.routes import classify, collections, embeddings, health, home, items, models, rerank
@@ -30,14 +30,16 @@ class Gateway:
         heads: dict[str, Handle],
         aliases: dict[str, str],
         index: Handle,
+        key_digests: tuple[bytes, ...],
     ) -> None:
         self.settings = settings
+        self.key_digests = key_digests
         self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)
         self.preprocessor = preprocessor
         self.index = index
         self.fetcher = ImageFetcher(settings.fetch_urls)
         self.inputs = InputReader(settings.limits, self.fetcher)
-        self.admission = Admission(settings.limits)
+        self.admissions = Admissions(settings.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self)
@@ -60,6 +62,6 @@ def create_app(gateway: Gateway) -> FastAPI:
     describe(app)
     errors.install(app, gateway.settings.limits.retry_after_s)
     # Added last runs first: the context wraps authentication, which wraps the routes.
-    app.add_middleware(BearerAuth, settings=gateway.settings.auth)
-    app.add_middleware(RequestContext, timeout_s=gateway.settings.limits.request_timeout_s)
+    app.add_middleware(BearerAuth, digests=gateway.key_digests, open_docs=gateway.settings.auth.open_docs)
+    app.add_middleware(RequestContext, limits=gateway.settings.limits, admission=gateway.admissions.requests)
     return app

@@ -1,7 +1,7 @@
 """What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from serve_app.remote import call, together
 
 Handle = DeploymentHandle[Any]
 Result = TypeVar("Result")
+Rows = tuple[Vectors, str, int, StageTimes]  # vectors, fingerprint, tokens, time
 Classified = tuple[NDArray[np.float32], ModelInfo, int, StageTimes]
 
 # A request of several calls may meet a version swap between them and is then asked again as a whole.
@@ -37,6 +38,15 @@ class Unavailable:
     @property
     def reason(self) -> str:
         return " ".join(self.source.notes)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors float32[n, dimensions], L2-normalised, the model that made them and the tokens it took."""
+
+    vectors: Vectors
+    fingerprint: str
+    tokens: int
 
 
 class Inference:
@@ -104,8 +114,8 @@ class Inference:
 
     async def embed(
         self, contents: Sequence[Content], timing: Timing, places: Sequence[int] | None = None
-    ) -> tuple[Vectors, int]:
-        """n contents to float32[n, dimensions] in their order, and the tokens of the texts.
+    ) -> Embedded:
+        """n contents to their vectors.
 
         Raises:
             BadInput, TooLarge: with `index` the place in `contents`, or what `places` has there.
@@ -124,18 +134,20 @@ class Inference:
             ),
         ]
         vectors = np.empty((len(contents), info.dimensions or 0), dtype=np.float32)
-        tokens = 0
         try:
             results = await together(*parts)
         except SightlineError as error:
             if error.index is None or places is None:
                 raise
             raise error.at(places[error.index]) from None
-        for rows_at, (rows, used, _) in results:
+        for rows_at, (rows, *_) in results:
             vectors[rows_at] = rows
-            tokens += used
-        timing.add(reduce(StageTimes.alongside, (times for _, (_, _, times) in results), StageTimes()))
-        return vectors, tokens
+        answers = [answer for _, answer in results]
+        fingerprints = {made_by for _, made_by, _, _ in answers} or {info.fingerprint}
+        if len(fingerprints) > 1:
+            raise NotReady("the encoder was replaced by another during the request; try again")
+        timing.add(_longest(times for *_, times in answers))
+        return Embedded(vectors, fingerprints.pop(), sum(tokens for _, _, tokens, _ in answers))
 
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
@@ -152,7 +164,7 @@ class Inference:
             parts = _chunks(places, self._settings.gateway.texts_per_call)
             answers = await together(*(self._part(part_of, texts, part) for part in parts))
             results = [result for _, result in answers]
-            timing.add(reduce(StageTimes.alongside, (times for *_, times in results), StageTimes()))
+            timing.add(_longest(times for *_, times in results))
             if len({info.fingerprint for _, info, _, _ in results}) == 1:
                 logits = np.concatenate([logits for logits, *_ in results])
                 return logits, results[0][1], sum(tokens for _, _, tokens, _ in results)
@@ -162,10 +174,10 @@ class Inference:
         self, name: str, images: Sequence[Content], timing: Timing
     ) -> tuple[NDArray[np.float32], ModelInfo]:
         """n images to logits float32[n, labels] of head `name`, and the version that made them."""
-        vectors, _ = await self.embed(images, timing)
-        encoder = (await self.info(self.encoder_name)).fingerprint
+        embedded = await self.embed(images, timing)
+        draw = 100 * random.random()
         answer: Classified = await call(
-            self._handle(name), "classify", vectors, 100 * random.random(), encoder
+            self._handle(name), "classify", embedded.vectors, draw, embedded.fingerprint
         )
         logits, info, _, times = answer
         timing.add(times)
@@ -180,17 +192,16 @@ class Inference:
         except SightlineError as error:
             raise (error if error.index is None else error.at(places[error.index])) from None
 
-    async def _embed_texts(self, texts: list[str]) -> tuple[Vectors, int, StageTimes]:
-        answer: tuple[Vectors, int, StageTimes] = await call(
-            self._handle(self.encoder_name), "embed_texts", texts
-        )
-        return answer
+    async def _embed_texts(self, texts: list[str]) -> Rows:
+        rows: Rows = await call(self._handle(self.encoder_name), "embed_texts", texts)
+        return rows
 
-    async def _embed_images(self, images: list[bytes]) -> tuple[Vectors, int, StageTimes]:
+    async def _embed_images(self, images: list[bytes]) -> Rows:
         size = (await self.info(self.encoder_name)).image_size
         pixels, decoding = await call(self._preprocessor, "__call__", images, size)
-        vectors, tokens, forward = await call(self._handle(self.encoder_name), "embed_images", pixels)
-        return vectors, tokens, decoding.then(forward)
+        rows: Rows = await call(self._handle(self.encoder_name), "embed_images", pixels)
+        vectors, fingerprint, tokens, forward = rows
+        return vectors, fingerprint, tokens, decoding.then(forward)
 
     def _handle(self, name: str) -> Handle:
         model = self.models[name]
@@ -199,6 +210,10 @@ class Inference:
                 503, "model_unavailable", f"model {name!r} has no weights: {model.reason}", "model"
             )
         return model
+
+
+def _longest(times: Iterable[StageTimes]) -> StageTimes:
+    return reduce(StageTimes.alongside, times, StageTimes())
 
 
 def _chunks(places: list[int], size: int) -> list[list[int]]:

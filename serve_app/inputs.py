@@ -1,6 +1,7 @@
 """What callers send as text or image, made into `str` (a text) or `bytes` (an encoded image)."""
 
 import binascii
+import re
 from base64 import b64decode
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,9 +12,12 @@ from configs.settings import LimitSettings
 from deployments.models.base import Vectors
 from serve_app.errors import ApiError
 from serve_app.fetch import ImageFetcher
-from serve_app.limits import check_counts
+from serve_app.limits import check_counts, check_text
 from serve_app.remote import together
 from serve_app.schemas import ImageInput, TextInput
+
+# "data:image/png;base64,…" and its kind, but not "Data: the new oil".
+DATA_URI = re.compile(r"data:[^,\s]*[;,]", re.IGNORECASE)
 
 Modality = Literal["text", "image"]
 Content = str | bytes
@@ -41,9 +45,11 @@ class InputReader:
         Raises:
             ApiError: 400 broken base64, 413 too many, 422 of another kind than `modality`.
         """
+        if not values:
+            return []
         kinds = [_kind(value, modality, param(i)) for i, value in enumerate(values)]
         images = kinds.count("image")
-        check_counts(images, len(values) - images, self._limits)
+        check_counts(images, len(values) - images, self._limits, param(0).split("[")[0])
         return await together(
             *(
                 self._content(value, kind, param(i))
@@ -58,11 +64,7 @@ class InputReader:
             value = value.text
         if kind == "image":
             return await self._image(value, param)
-        if len(value) > self._limits.max_text_chars:
-            message = (
-                f"the text has {len(value)} characters; at most {self._limits.max_text_chars} are accepted"
-            )
-            raise ApiError(413, "text_too_long", message, param)
+        check_text(value, self._limits, param)
         return value
 
     async def _image(self, value: str, param: str) -> bytes:
@@ -73,7 +75,7 @@ class InputReader:
 
 def decode_base64(value: str, param: str) -> bytes:
     """The bytes of a `data:…;base64,` URI or of bare base64. Raises 400."""
-    if value[:5].lower() == "data:":
+    if DATA_URI.match(value):
         head, comma, value = value.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             message = "a data URI must look like data:image/jpeg;base64,… with base64 after the comma"
@@ -101,7 +103,7 @@ def _kind(value: Given, modality: Modality | None, param: str) -> Modality:
     elif modality is not None:
         return modality
     else:
-        return "image" if value[:5].lower() == "data:" else "text"
+        return "image" if DATA_URI.match(value) else "text"
     if modality not in (None, kind):
         message = f"modality is {modality!r}, but this input is {kind}; leave modality out to mix"
         raise ApiError(422, "modality_mismatch", message, param)

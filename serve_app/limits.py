@@ -1,6 +1,6 @@
-"""Load shed at the door: how much may be in flight, decided before any work is done."""
+"""Load shed at the door: how much may be in flight, decided before work is done on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from configs.settings import LimitSettings
@@ -9,29 +9,50 @@ from serve_app.errors import ApiError
 
 
 class Admission:
-    """Counts the images and texts being worked on; asks callers to come back beyond the limit."""
+    """Counts what is being worked on; beyond the limit callers are asked to come back."""
 
-    def __init__(self, limits: LimitSettings) -> None:
-        self._limits = limits
-        self._inflight = 0
+    def __init__(self, noun: str, limit: int, retry_after_s: int) -> None:
+        self._noun = noun
+        self._limit = limit
+        self._retry_after_s = retry_after_s
+        self.inflight = 0
 
     @contextmanager
-    def admit(self, items: int) -> Iterator[None]:
-        """Hold room for `items` while the block runs. Raises Overloaded when there is none."""
-        limit = self._limits.max_inflight_items
-        if self._inflight and self._inflight + items > limit:
+    def admit(self, count: int) -> Iterator[None]:
+        """Hold room for `count` while the block runs. Raises Overloaded when there is none.
+
+        What finds the place empty is always let in, so that nothing is too large for ever.
+        """
+        if self.inflight and count and self.inflight + count > self._limit:
             raise Overloaded(
-                f"{self._inflight} items are being worked on and at most {limit} may be at once; "
-                f"try again in {self._limits.retry_after_s} s"
+                f"{self.inflight} {self._noun} are being worked on and at most {self._limit} may be at once; "
+                f"try again in {self._retry_after_s} s"
             )
-        self._inflight += items
+        self.inflight += count
         try:
             yield
         finally:
-            self._inflight -= items
+            self.inflight -= count
 
 
-def check_counts(images: int, texts: int, limits: LimitSettings) -> None:
+class Admissions:
+    """The gateway's limits on requests, images and texts in flight."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        wait = limits.retry_after_s
+        self.requests = Admission("requests", limits.max_inflight_requests, wait)
+        self._images = Admission("images", limits.max_inflight_images, wait)
+        self._texts = Admission("texts", limits.max_inflight_texts, wait)
+
+    @contextmanager
+    def admit(self, contents: Sequence[str | bytes]) -> Iterator[None]:
+        """Hold room for texts (str) and images (bytes) while the block runs. Raises Overloaded."""
+        texts = sum(isinstance(content, str) for content in contents)
+        with self._images.admit(len(contents) - texts), self._texts.admit(texts):
+            yield
+
+
+def check_counts(images: int, texts: int, limits: LimitSettings, param: str = "input") -> None:
     """Raises 413 when one request carries too many images or texts."""
     for count, limit, noun in (
         (images, limits.max_images, "images"),
@@ -39,4 +60,28 @@ def check_counts(images: int, texts: int, limits: LimitSettings) -> None:
     ):
         if count > limit:
             message = f"the request has {count} {noun}; at most {limit} are accepted, so split it"
-            raise ApiError(413, "too_many_items", message, "input")
+            raise ApiError(413, "too_many_items", message, param)
+
+
+def check_text(text: str, limits: LimitSettings, param: str) -> None:
+    """Raises 413 for a text that is too long."""
+    if len(text) > limits.max_text_chars:
+        message = f"the text has {len(text)} characters; at most {limits.max_text_chars} are accepted"
+        raise ApiError(413, "text_too_long", message, param)
+
+
+def check_depth(value: object, limits: LimitSettings, param: str) -> None:
+    """Raises 422 for JSON nested deeper than anything here needs, which could not be passed on."""
+    level = [value]
+    for _ in range(limits.max_json_depth):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    message = f"nested more than {limits.max_json_depth} deep"
+    raise ApiError(422, "too_deep", message, param)

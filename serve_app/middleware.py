@@ -3,14 +3,18 @@
 import asyncio
 import logging
 import time
+import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from configs.settings import LimitSettings
+from deployments.errors import Overloaded
 from deployments.metrics import RequestMetrics
 from deployments.timing import StageTimes
 from serve_app.errors import error_response
+from serve_app.limits import Admission
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,15 +38,21 @@ def timing_of(request: Request) -> Timing:
 
 def request_id_of(scope: Scope) -> str:
     """The caller's request id, or the one Serve's ingress gave; Serve also puts it on the answer."""
-    return Headers(scope=scope).get("x-request-id", "")
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = Headers(scope=scope).get("x-request-id") or uuid.uuid4().hex
+    request_id: str = state["request_id"]
+    return request_id
 
 
 class RequestContext:
     """ASGI middleware, the outermost: nothing that goes wrong inside leaves a caller without an answer."""
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, limits: LimitSettings, admission: Admission) -> None:
         self._app = app
-        self._timeout_s = timeout_s
+        self._timeout_s = limits.request_timeout_s
+        self._retry_after_s = limits.retry_after_s
+        self._admission = admission
         self._metrics = RequestMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,8 +72,17 @@ class RequestContext:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._app(scope, receive, send_with_timing)
+            # Health is asked about most when there is too much to do, so it takes no room.
+            room = 0 if scope["path"].startswith("/health/") else 1
+            with self._admission.admit(room):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._app(scope, receive, send_with_timing)
+        except Overloaded as error:
+            headers = {"retry-after": str(self._retry_after_s)}
+            response = error_response(429, "overloaded", error.message, headers=headers)
+            await response(scope, receive, send_with_timing)
+        except ClientDisconnect:
+            pass  # in the middle of its body; there is nobody to answer
         except TimeoutError:
             if status != 499:
                 raise  # the answer had begun; all that is left is to cut it short

@@ -26,27 +26,39 @@ ERRORS = {
     "429": "Overloaded; Retry-After says when to come back",
     "503": "What this needs is not ready",
 }
-UPLOAD = {
-    "type": "object",
-    "properties": {
-        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "model": {"type": "string"},
-    },
-}
+NOT_FIELDS = {"input", "modality", "aggregate"}  # of what has meaning in a JSON body alone
+QUERY = {"labels": "separated by commas"}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 _requests: set[type[BaseModel]] = set()
 
 
-def accepts(schema: type[BaseModel], *, raw_image: bool = False, multipart: bool = False) -> dict[str, Any]:
-    """The `requestBody` of a route that takes `schema` as JSON, and other content types if so said."""
+def accepts(schema: type[BaseModel], *, images: bool = False) -> dict[str, Any]:
+    """The `requestBody` of a route that takes `schema` as JSON.
+
+    With `images` it also takes them raw or as form files, and the schema's other fields as query
+    parameters or form fields.
+    """
     _requests.add(schema)
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(model=schema.__name__)}}}
-    if raw_image:
+    extra: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
+    if images:
+        fields = {name: {"type": "string"} for name in schema.model_fields if name not in NOT_FIELDS}
         content |= {"image/*": BINARY, "application/octet-stream": BINARY}
-    if multipart:
-        content["multipart/form-data"] = {"schema": UPLOAD}
-    return {"requestBody": {"required": True, "content": content}}
+        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+        content["multipart/form-data"] = {
+            "schema": {"type": "object", "properties": {"files": files, **fields}}
+        }
+        extra["parameters"] = [
+            {
+                "name": name,
+                "in": "query",
+                "schema": kind,
+                "description": QUERY.get(name, "as in the JSON body"),
+            }
+            for name, kind in fields.items()
+        ]
+    return extra
 
 
 def describe(app: FastAPI) -> None:

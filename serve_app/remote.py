@@ -4,34 +4,47 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import NotReady, cause_of
+from deployments.errors import NotReady, TooLarge, cause_of
 
 Result = TypeVar("Result")
 
 
 async def call(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
-    """`method(*args)` on one of the deployment's replicas.
+    """`method(*args)` on one of the deployment's replicas, for methods that are safe to repeat.
 
-    Every remote method is safe to repeat, so a replica lost during the call costs one retry on
-    another and not an error.
+    A replica lost during the call costs one retry on another, or on its successor, and not an error.
 
     Raises:
         the error the replica raised, unwrapped; NotReady when replicas were lost twice.
     """
-    for _ in range(2):
-        try:
-            return await getattr(handle, method).remote(*args)
-        except RayActorError:
-            continue
-        except Exception as error:
-            cause = cause_of(error)
-            if cause is error:
-                raise
-            raise cause from None
-    raise NotReady(f"{handle.deployment_name} lost its replica while answering; try again shortly")
+    try:
+        return await call_once(handle, method, *args)
+    except ReplicaLost:
+        return await call_once(handle, method, *args)
+
+
+async def call_once(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
+    """Like `call`, for methods that answer something else the second time, such as deletions."""
+    try:
+        return await getattr(handle, method).remote(*args)
+    except (RayActorError, AioRpcError) as error:
+        if isinstance(error, AioRpcError) and error.code() == StatusCode.RESOURCE_EXHAUSTED:
+            raise TooLarge("the request or its answer is too large to pass on; ask for less") from None
+        raise ReplicaLost(f"{handle.deployment_name} lost its replica while answering; try again") from None
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from None
+
+
+class ReplicaLost(NotReady):
+    """The replica went away in the middle of the call; whether it did its work is not known."""
 
 
 async def together(*calls: Coroutine[Any, Any, Result]) -> list[Result]:

@@ -26,9 +26,18 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def wants_array(request: Request) -> str | None:
-    """The array media type the caller's Accept header prefers, if it names one."""
-    accepted = [part.split(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
-    return next((kind for kind in accepted if kind in (NPY, OCTETS)), None)
+    """The array media type that the Accept header prefers to JSON, if there is one (RFC 9110, 12.5.1)."""
+    weights: dict[str, float] = {}
+    for part in request.headers.get("accept", "").split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weights[kind] = float(quality)
+        except ValueError:
+            weights[kind] = 0.0
+    best = max((NPY, OCTETS), key=lambda kind: weights.get(kind, 0.0))
+    # JSON is what is sent unless something else is asked for more, and by name.
+    return best if weights.get(best, 0.0) > weights.get("application/json", 0.0) else None
 
 
 def array_response(vectors: Vectors, media_type: str) -> Response:

@@ -1,10 +1,19 @@
 """The shapes of requests and answers, as the OpenAPI document shows them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+# A list that stops at its first bad element: a million of them must not become a million messages.
+Element = TypeVar("Element")
+ListOf = Annotated[list[Element], Field(fail_fast=True)]
+Number = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+CollectionName = Annotated[
+    str, Path(pattern=r"^[a-z0-9_-]{1,64}$", description="1 to 64 of a-z, 0-9, _ and -")
+]
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 Include = Literal["metadata", "vector"]
 
@@ -36,7 +45,7 @@ class EmbeddingRequest(Lenient):
     """`modality` may be left out: data URIs are images, other strings are text."""
 
     model: str | None = None
-    input: Input | list[Input]
+    input: Input | ListOf[Input]
     modality: Literal["text", "image"] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -77,9 +86,9 @@ class ClassifyRequest(Lenient):
     """`labels` makes the image and text encoder a zero-shot classifier."""
 
     model: str
-    input: ClassifyInput | list[ClassifyInput]
+    input: ClassifyInput | ListOf[ClassifyInput]
     modality: Literal["text", "image"] | None = None
-    labels: list[Annotated[str, Field(min_length=1)]] | None = None
+    labels: ListOf[Annotated[str, Field(min_length=1)]] | None = None
     template: str | None = Field(default=None, description="zero-shot prompt containing {label}")
     top_k: Annotated[int, Field(ge=1)] | None = None
     raw_scores: bool = False
@@ -89,8 +98,8 @@ class ClassifyRequest(Lenient):
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> "ClassifyRequest":
-        if self.template is not None and "{label}" not in self.template:
-            raise ValueError("template must contain {label}")
+        if self.template is not None and self.template.count("{label}") != 1:
+            raise ValueError("template must contain {label} once")
         return self
 
 
@@ -122,15 +131,15 @@ class ClassifyResponse(BaseModel):
 class RerankRequest(Lenient):
     model: str | None = None
     query: Input
-    documents: list[Input] = Field(min_length=1)
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    documents: ListOf[Input] = Field(min_length=1)
+    top_n: Count | None = None
     return_documents: bool = False
 
 
 class Ranked(BaseModel):
     index: int
     relevance_score: float
-    document: Any = None
+    document: str | None = Field(default=None, description="as it was given")
 
 
 class RerankResponse(BaseModel):
@@ -146,7 +155,7 @@ class CreateCollection(Strict):
     """For a model (`model`, the encoder by default) or for the caller's own vectors (`dimensions`)."""
 
     model: str | None = None
-    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536, strict=True)] | None = None
     kind: Literal["auto", "flat"] = "auto"
     metric: Literal["cosine", "dot", "l2"] = "cosine"
 
@@ -156,7 +165,7 @@ class Query(Strict):
 
     text: str | None = None
     image: str | None = None
-    vector: list[float] | None = None
+    vector: ListOf[Number] | None = None
     id: ItemId | None = None
 
     @model_validator(mode="after")
@@ -173,7 +182,7 @@ class UpsertItem(Strict):
     id: ItemId | None = None
     text: str | None = None
     image: str | None = None
-    vector: list[float] | None = None
+    vector: ListOf[Number] | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -185,7 +194,7 @@ class UpsertItem(Strict):
 
 
 class UpsertRequest(Strict):
-    items: list[UpsertItem] = Field(min_length=1)
+    items: ListOf[UpsertItem] = Field(min_length=1)
 
 
 class UpsertResponse(BaseModel):
@@ -196,7 +205,7 @@ class UpsertResponse(BaseModel):
 class DeleteRequest(Strict):
     """Exactly one of ids and filter."""
 
-    ids: list[ItemId] | None = None
+    ids: ListOf[ItemId] | None = None
     filter: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -215,12 +224,12 @@ class SearchRequest(Strict):
 
     text: str | None = None
     image: str | None = None
-    vector: list[float] | None = None
+    vector: ListOf[Number] | None = None
     id: ItemId | None = None
-    queries: list[Query] | None = Field(default=None, min_length=1)
-    limit: Annotated[int, Field(ge=1)] = 10
+    queries: ListOf[Query] | None = Field(default=None, min_length=1)
+    limit: Count = 10
     filter: dict[str, Any] | None = None
-    include: list[Include] = ["metadata"]
+    include: ListOf[Include] = ["metadata"]
     exact: bool = False
 
     @model_validator(mode="after")
@@ -274,9 +283,15 @@ class Collection(BaseModel):
     bytes_in_memory: int
 
 
+class UnavailableCollection(BaseModel):
+    name: str
+    reason: str
+
+
 class CollectionList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Collection]
+    unavailable: list[UnavailableCollection] = Field(description="their files cannot be used")
 
 
 class Model(BaseModel):

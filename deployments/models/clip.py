@@ -18,7 +18,7 @@ from configs.settings import ClipSettings
 from deployments.engines.choose import compile_module
 from deployments.models import images
 from deployments.models.base import ModelInfo
-from deployments.models.directories import read_json, require_type, weight_files
+from deployments.models.directories import architecture, read_json, require_type, weight_files
 from deployments.models.pretrained import load_network
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Encoder, ImageTower, TextTower, fingerprint
@@ -120,7 +120,10 @@ def load(
         task="embedding",
         source=source,
         fingerprint=fingerprint(
-            weights, json.dumps([images.PREPROCESSING, size, mean, std]), tokenizer.definition()
+            weights,
+            json.dumps([images.PREPROCESSING, size, mean, std]),
+            tokenizer.definition(),
+            architecture(directory),
         ),
         engine=image.engine.name,
         precision=image.engine.precision,

@@ -32,6 +32,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def architecture(directory: Path) -> str:
+    """What of config.json can change the output, as text: activations, head counts, the token pooled at."""
+    config = read_json(directory / "config.json")
+    return json.dumps({k: v for k, v in config.items() if k not in _BOOKKEEPING}, sort_keys=True)
+
+
+_BOOKKEEPING: Final = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model: model.safetensors, or the shards its index names."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"

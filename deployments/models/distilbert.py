@@ -3,7 +3,6 @@
 Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import DistilBertForSequenceClassification
 from configs.settings import ClassifierSettings
 from deployments.engines.choose import compile_module
 from deployments.models.base import ModelInfo
-from deployments.models.directories import require_type, weight_files
+from deployments.models.directories import architecture, require_type, weight_files
 from deployments.models.pretrained import load_network
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Classifier, TextTower, fingerprint
@@ -63,7 +62,7 @@ def load(
         id=name,
         task="text-classification",
         source=source,
-        fingerprint=fingerprint(weights, tokenizer.definition(), json.dumps(labels)),
+        fingerprint=fingerprint(weights, tokenizer.definition(), architecture(directory)),
         engine=engine.name,
         precision=engine.precision,
         labels=labels,

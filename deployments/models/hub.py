@@ -15,9 +15,6 @@ from deployments.models.directories import weight_files
 
 _log = logging.getLogger("sightline")
 
-# A machine without a network must start at once, and one with a slow network must still find the hub.
-_PROBE_TIMEOUT_S: Final = 3.0
-
 # Everything a model directory needs and nothing that can hold code.
 _PATTERNS: Final = ["*.json", "*.txt", "*.safetensors", "tokenizer*"]
 
@@ -27,7 +24,7 @@ _CONVERSION_AUTHOR: Final = "SFconvertbot"
 _CONVERSION_TITLE: Final = "Adding `safetensors` variant of this model"
 
 
-def find(hub_id: str, revision: str | None, cache_dir: Path) -> tuple[str | None, str]:
+def find(hub_id: str, revision: str | None, cache_dir: Path, timeout_s: float) -> tuple[str | None, str]:
     """The commit to load, from the cache or else from the hub; (None, reason) when there is neither."""
     if (path := cached(hub_id, revision, cache_dir)) is not None:
         return path.name, ""
@@ -35,16 +32,16 @@ def find(hub_id: str, revision: str | None, cache_dir: Path) -> tuple[str | None
 
     def ask() -> None:
         try:
-            answer.append(_ask(hub_id, revision))
+            answer.append(_ask(hub_id, revision, timeout_s))
         except Exception as error:
             answer.append(error)
 
     # A thread, because name resolution knows no timeout.
     prober = threading.Thread(target=ask, name="hub-probe", daemon=True)
     prober.start()
-    prober.join(_PROBE_TIMEOUT_S)
+    prober.join(timeout_s)
     if not answer:
-        return None, f"no answer within {_PROBE_TIMEOUT_S:g} s"
+        return None, f"no answer within {timeout_s:g} s"
     commit = answer[0]
     if isinstance(commit, Exception):
         return None, str(commit).strip().split("\n")[0] or type(commit).__name__
@@ -88,10 +85,10 @@ def download(hub_id: str, commit: str | None, cache_dir: Path) -> Path:
     return path
 
 
-def _ask(hub_id: str, revision: str | None) -> str:
+def _ask(hub_id: str, revision: str | None, timeout_s: float) -> str:
     """The commit of `revision` that has safetensors."""
     api = HfApi(endpoint=_endpoint())
-    info = api.model_info(hub_id, revision=revision, timeout=_PROBE_TIMEOUT_S)
+    info = api.model_info(hub_id, revision=revision, timeout=timeout_s)
     if any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
         return str(info.sha)
     if revision is None:
@@ -99,7 +96,7 @@ def _ask(hub_id: str, revision: str | None) -> str:
             # Checked here again: whoever else opens a pull request must not choose the weights.
             by_the_bot = offer.author == _CONVERSION_AUTHOR and offer.is_pull_request
             if by_the_bot and offer.title == _CONVERSION_TITLE:
-                commit = api.model_info(hub_id, revision=offer.git_reference, timeout=_PROBE_TIMEOUT_S).sha
+                commit = api.model_info(hub_id, revision=offer.git_reference, timeout=timeout_s).sha
                 return str(commit)
     raise ValueError(f"{hub_id} has no safetensors, and no other format is loaded")
 

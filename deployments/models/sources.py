@@ -69,7 +69,7 @@ def resolve(settings: ClipSettings | ClassifierSettings, cache_dir: Path, *, sta
         return _directory(Path(wanted).expanduser().resolve(), settings)
     if not _HUB_ID.fullmatch(wanted):
         raise SettingsError(f"source {wanted!r} is not a directory; {_ACCEPTED}")
-    revision, reason = hub.find(wanted, settings.revision, cache_dir)
+    revision, reason = hub.find(wanted, settings.revision, cache_dir, settings.hub_timeout_s)
     if revision is None:
         raise SettingsError(
             f"source {wanted!r} is neither a directory nor a model in the cache or on the hub ({reason}); "
@@ -108,7 +108,7 @@ def _directory(directory: Path, settings: ClipSettings | ClassifierSettings) -> 
 def _auto(settings: ClipSettings | ClassifierSettings, cache_dir: Path, starter: str | None) -> Source:
     if settings.hub_id is None:
         return _starter(("no hub_id is configured for `source: auto`",), starter)
-    revision, reason = hub.find(settings.hub_id, settings.revision, cache_dir)
+    revision, reason = hub.find(settings.hub_id, settings.revision, cache_dir, settings.hub_timeout_s)
     if revision is not None:
         return Source("hub", settings.hub_id, revision)
     note = f"{settings.hub_id} is not in the cache and the hub did not give it ({reason})"

@@ -8,10 +8,12 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from deployments.errors import BadInput
 from deployments.models.base import ModelInfo
 from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
+from serve_app.limits import check_text
 from serve_app.middleware import Timing, timing_of
 from serve_app.openapi import accepts
 from serve_app.responses import json_response
@@ -42,7 +44,7 @@ class Result:
 @router.post(
     "/v1/classify",
     response_model=schemas.ClassifyResponse,
-    openapi_extra=accepts(schemas.ClassifyRequest, raw_image=True, multipart=True),
+    openapi_extra=accepts(schemas.ClassifyRequest, images=True),
 )
 @router.post("/classify", include_in_schema=False)
 async def classify(request: Request) -> Response:
@@ -54,8 +56,8 @@ async def classify(request: Request) -> Response:
     gateway = gateway_of(request)
     asked = await _read(request)
     name = gateway.inference.name_of(asked.request.model)
-    work = len(asked.contents) + len(asked.request.labels or ())
-    with gateway.admission.admit(work):
+    labels = asked.request.labels or []
+    with gateway.admissions.admit([*asked.contents, *labels]):
         if name == gateway.inference.encoder_name:
             result = await _zero_shot(request, asked, timing_of(request))
         elif name in gateway.inference.heads:
@@ -83,7 +85,12 @@ async def _read(request: Request) -> Asked:
         given: dict[str, Any] = {"model": gateway.inference.encoder_name, **fields, "input": []}
         if "labels" in given:
             given["labels"] = [label.strip() for label in given["labels"].split(",")]
-        return Asked(list(images), body.validate(given, schemas.ClassifyRequest), [])
+        asked = body.validate(given, schemas.ClassifyRequest)
+        if asked.aggregate:
+            raise ApiError(
+                422, "group_missing", "aggregate needs JSON, whose inputs name groups", "aggregate"
+            )
+        return Asked(list(images), asked, [])
     asked = await body.read_json(request, schemas.ClassifyRequest, limits.max_body_bytes)
     values = asked.input if isinstance(asked.input, list) else [asked.input]
     groups = _group_names(values) if asked.aggregate else []
@@ -103,11 +110,21 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
         raise ApiError(413, "too_many_labels", message, "labels")
     info = await gateway.inference.info(gateway.inference.encoder_name)
     template = asked.request.template or info.label_template or "{label}"
+    check_text(template, gateway.settings.limits, "template")
+    for index, label in enumerate(labels):
+        check_text(label, gateway.settings.limits, f"labels[{index}]")
     prompts = [template.replace("{label}", label) for label in labels]
-    vectors, tokens = await gateway.inference.embed([*asked.contents, *prompts], timing)
-    inputs, prompt_vectors = np.split(vectors, [len(asked.contents)])
+    count = len(asked.contents)
+    try:
+        embedded = await gateway.inference.embed([*asked.contents, *prompts], timing)
+    except BadInput as error:
+        if error.index is None or error.index < count:
+            raise
+        place = f"labels[{error.index - count}]"
+        raise ApiError(422, "invalid_input", error.message, place) from None
+    inputs, prompt_vectors = np.split(embedded.vectors, [count])
     logits = (info.logit_scale or 1.0) * (inputs @ prompt_vectors.T)
-    return Result(info, labels, logits.astype(np.float32), tokens)
+    return Result(info, labels, logits.astype(np.float32), embedded.tokens)
 
 
 async def _text(request: Request, name: str, asked: Asked, timing: Timing) -> Result:

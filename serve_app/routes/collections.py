@@ -1,26 +1,27 @@
 """Collections: made, listed, dropped and searched under `/v1/collections`."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from configs.settings import Settings
 from index.collection import CollectionInfo
 from index.items import Hit
 from index.spec import CollectionSpec
 from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Given, as_vector
+from serve_app.limits import check_depth
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
-from serve_app.remote import call
+from serve_app.remote import call, call_once
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 from serve_app.routes.items import show_item
 
 router = APIRouter(tags=["collections"])
-Name = Annotated[str, Path(pattern=r"^[a-z0-9_-]{1,64}$", description="1 to 64 of a-z, 0-9, _ and -")]
 
 
 @router.put(
@@ -28,7 +29,7 @@ Name = Annotated[str, Path(pattern=r"^[a-z0-9_-]{1,64}$", description="1 to 64 o
     response_model=schemas.Collection,
     openapi_extra=accepts(schemas.CreateCollection),
 )
-async def create(request: Request, name: Name) -> Response:
+async def create(request: Request, name: schemas.CollectionName) -> Response:
     """Makes a collection for a model, or for vectors of your own with `dimensions`.
 
     Making one that exists with the same settings is no error.
@@ -58,21 +59,23 @@ async def create(request: Request, name: Name) -> Response:
 
 @router.get("/v1/collections", response_model=schemas.CollectionList)
 async def list_all(request: Request) -> Response:
-    """Every collection, by name."""
-    infos = await call(gateway_of(request).index, "list_all")
-    return json_response({"object": "list", "data": [_shown(info) for info in infos]})
+    """Every collection, by name; those whose files cannot be used with the reason."""
+    infos, unavailable = await call(gateway_of(request).index, "list_all")
+    shown = [_shown(info) for info in infos]
+    broken = [{"name": name, "reason": reason} for name, reason in unavailable.items()]
+    return json_response({"object": "list", "data": shown, "unavailable": broken})
 
 
 @router.get("/v1/collections/{name}", response_model=schemas.Collection)
-async def get(request: Request, name: Name) -> Response:
+async def get(request: Request, name: schemas.CollectionName) -> Response:
     """Counts, kind, bytes, model and fingerprint of one collection."""
     return json_response(_shown(await call(gateway_of(request).index, "info", name)))
 
 
 @router.delete("/v1/collections/{name}")
-async def drop(request: Request, name: Name) -> Response:
+async def drop(request: Request, name: schemas.CollectionName) -> Response:
     """Deletes the collection and everything in it."""
-    await call(gateway_of(request).index, "drop", name)
+    await call_once(gateway_of(request).index, "drop", name)
     return json_response({"name": name, "deleted": True})
 
 
@@ -81,13 +84,11 @@ async def drop(request: Request, name: Name) -> Response:
     response_model=schemas.SearchResponse,
     openapi_extra=accepts(schemas.SearchRequest),
 )
-async def search(request: Request, name: Name) -> Response:
+async def search(request: Request, name: schemas.CollectionName) -> Response:
     """The items closest to a text, an image, a vector or an item already stored."""
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.SearchRequest, gateway.settings.limits.max_body_bytes)
-    limit = gateway.settings.index.max_search_limit
-    if asked.limit > limit:
-        raise ApiError(422, "invalid_request", f"limit: at most {limit} results are given", "limit")
+    _check_size(asked, gateway.settings)
     request.state.list_name = "queries" if asked.queries else None
     queries, fingerprint = await _queries(request, asked)
     results, times = await call(
@@ -111,15 +112,33 @@ async def search(request: Request, name: Name) -> Response:
     response_model=schemas.DeleteResponse,
     openapi_extra=accepts(schemas.DeleteRequest),
 )
-async def delete_many(request: Request, name: Name) -> Response:
+async def delete_many(request: Request, name: schemas.CollectionName) -> Response:
     """Deletes items by id or by filter; ids that are not there are not counted."""
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.DeleteRequest, gateway.settings.limits.max_body_bytes)
+    check_depth(asked.filter, gateway.settings.limits, "filter")
     if asked.ids is not None:
-        deleted = await call(gateway.index, "delete", name, asked.ids)
+        deleted = await call_once(gateway.index, "delete", name, asked.ids)
     else:
-        deleted = await call(gateway.index, "delete_where", name, asked.filter)
+        deleted = await call_once(gateway.index, "delete_where", name, asked.filter)
     return json_response({"deleted": deleted})
+
+
+def _check_size(asked: schemas.SearchRequest, settings: Settings) -> None:
+    """Raises 422 or 413 for a search whose answer would be too large, or whose filter is too deep."""
+    limits, most = settings.limits, settings.index.max_search_limit
+    if asked.limit > most:
+        raise ApiError(422, "invalid_request", f"limit: at most {most} results are given", "limit")
+    count = len(asked.queries or [None])
+    if count > limits.max_texts:
+        message = f"{count} queries; at most {limits.max_texts} are accepted, so split the request"
+        raise ApiError(413, "too_many_items", message, "queries")
+    if count * asked.limit > limits.max_search_results:
+        message = (
+            f"{count} queries of limit {asked.limit}; at most {limits.max_search_results} results are given"
+        )
+        raise ApiError(413, "too_many_results", message, "limit")
+    check_depth(asked.filter, limits, "filter")
 
 
 async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list[Any], str | None]:
@@ -139,11 +158,11 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
     if not given:
         return queries, None
     contents = await gateway.inputs.read(given, param=lambda i: f"queries[{places[i]}]")
-    with gateway.admission.admit(len(contents)):
-        vectors, _ = await gateway.inference.embed(contents, timing_of(request), places)
-    for place, vector in zip(places, vectors, strict=True):
+    with gateway.admissions.admit(contents):
+        embedded = await gateway.inference.embed(contents, timing_of(request), places)
+    for place, vector in zip(places, embedded.vectors, strict=True):
         queries[place] = vector
-    return queries, (await gateway.inference.info(gateway.inference.encoder_name)).fingerprint
+    return queries, embedded.fingerprint
 
 
 def _shown(info: CollectionInfo) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from serve_app.errors import ApiError
 from serve_app.inputs import Content
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
-from serve_app.responses import array_response, json_response, wants_array
+from serve_app.responses import NPY, OCTETS, array_response, json_response, wants_array
 from serve_app.routes.context import envelope, gateway_of
 
 router = APIRouter(tags=["embeddings"])
@@ -33,7 +33,8 @@ class Asked:
 @router.post(
     "/v1/embeddings",
     response_model=schemas.EmbeddingResponse,
-    openapi_extra=accepts(schemas.EmbeddingRequest, raw_image=True, multipart=True),
+    responses={200: {"content": {NPY: {}, OCTETS: {}}}},
+    openapi_extra=accepts(schemas.EmbeddingRequest, images=True),
 )
 @router.post("/embeddings", include_in_schema=False)
 async def embed(request: Request) -> Response:
@@ -49,16 +50,16 @@ async def embed(request: Request) -> Response:
     if asked.dimensions not in (None, info.dimensions):
         message = f"model {name!r} makes embeddings of {info.dimensions} dimensions and no other"
         raise ApiError(422, "wrong_dimensions", message, "dimensions")
-    with gateway.admission.admit(len(asked.contents)):
-        vectors, tokens = await gateway.inference.embed(asked.contents, timing_of(request))
+    with gateway.admissions.admit(asked.contents):
+        embedded = await gateway.inference.embed(asked.contents, timing_of(request))
     if array_type := wants_array(request):
-        return array_response(vectors, array_type)
+        return array_response(embedded.vectors, array_type)
     return json_response(
         {
             "object": "list",
             "model": asked.model or name,
-            "data": _data(vectors, asked.encoding_format),
-            **envelope(request, tokens),
+            "data": _data(embedded.vectors, asked.encoding_format),
+            **envelope(request, embedded.tokens),
         }
     )
 

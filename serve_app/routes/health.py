@@ -14,15 +14,16 @@ from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 
 router = APIRouter(tags=["health"])
-PROBE_TIMEOUT_S = 5.0  # a replica whose loop turns answers in milliseconds, even under load
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", response_model=schemas.Health)
 async def live() -> Response:
     """200 while this process answers at all."""
     return json_response({"status": "alive", "dependencies": {}})
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
 async def ready(request: Request) -> Response:
     """200 when every dependency can answer, 503 with each one's state otherwise.
@@ -31,14 +32,15 @@ async def ready(request: Request) -> Response:
     """
     gateway = gateway_of(request)
     models = gateway.inference.models
+    limit_s = gateway.settings.gateway.health_timeout_s
     names = ["preprocessor", "index", *models]
     states = await asyncio.gather(
-        _state(call(gateway.preprocessor, "ready")),
-        _state(call(gateway.index, "ready")),
+        _state(call(gateway.preprocessor, "ready"), limit_s),
+        _state(call(gateway.index, "ready"), limit_s),
         *(
             _constant("unavailable")
             if isinstance(model, Unavailable)
-            else _state(gateway.inference.probe(name))
+            else _state(gateway.inference.probe(name), limit_s)
             for name, model in models.items()
         ),
     )
@@ -49,12 +51,12 @@ async def ready(request: Request) -> Response:
     )
 
 
-async def _state(probe: Coroutine[Any, Any, object]) -> str:
+async def _state(probe: Coroutine[Any, Any, object], limit_s: float) -> str:
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             await probe
     except TimeoutError:
-        return f"no answer within {PROBE_TIMEOUT_S:g} s"
+        return f"no answer within {limit_s:g} s"
     except Exception as error:
         return str(error) or type(error).__name__
     return "ready"

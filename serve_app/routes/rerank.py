@@ -25,17 +25,19 @@ async def rerank(request: Request) -> Response:
     query = await gateway.inputs.read([asked.query], param=lambda _: "query")
     documents = await gateway.inputs.read(asked.documents, param="documents[{}]".format)
     request.state.list_name = "documents"
-    with gateway.admission.admit(1 + len(documents)):
-        vectors, tokens = await gateway.inference.embed([*documents, *query], timing_of(request))
-    scores = vectors[:-1] @ vectors[-1]
+    with gateway.admissions.admit([*documents, *query]):
+        embedded = await gateway.inference.embed([*documents, *query], timing_of(request))
+    scores = embedded.vectors[:-1] @ embedded.vectors[-1]
     results = [
         {"index": int(i), "relevance_score": float(scores[i])}
         | ({"document": _shown(asked.documents[i])} if asked.return_documents else {})
         for i in np.argsort(-scores, kind="stable")[: asked.top_n]
     ]
     answer = {"object": "rerank", "model": asked.model or name, "results": results}
-    return json_response({**answer, **envelope(request, tokens)})
+    return json_response({**answer, **envelope(request, embedded.tokens)})
 
 
-def _shown(document: schemas.Input) -> object:
-    return {"text": document} if isinstance(document, str) else document.model_dump()
+def _shown(document: schemas.Input) -> str:
+    if isinstance(document, schemas.TextInput):
+        return document.text
+    return document.image if isinstance(document, schemas.ImageInput) else document

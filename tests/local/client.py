@@ -74,7 +74,7 @@ class LocalClient:
             "raw_path": parts.path.encode(),
             "query_string": (urlencode(params) if params else parts.query).encode(),
             "root_path": "",
-            "headers": [(k.lower().encode(), v.encode()) for k, v in given.items()],
+            "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in given.items()],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
         }

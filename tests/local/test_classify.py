@@ -146,4 +146,4 @@ def test_rerank_by_an_image_top_n_and_documents(client: LocalClient) -> None:
     ]
     assert [r["index"] for r in results] == [1]
     shown = rerank(client, query="a dog", documents=documents, top_n=1, return_documents=True)["results"]
-    assert shown[0]["document"] == {"text": "a dog"}
+    assert shown[0]["document"] == "a dog"

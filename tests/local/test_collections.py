@@ -91,6 +91,8 @@ def test_search_with_a_filter_is_exact_about_it(client: LocalClient, raw: str) -
 
 def test_search_by_id_leaves_the_item_itself_out(client: LocalClient, raw: str) -> None:
     assert ids(client.post(f"{raw}/search", json_body={"id": "x", "limit": 1})) == ["xy/1"]
+    listed = client.post(f"{raw}/search", json_body={"queries": [{"id": "x"}, {"id": "nope"}]})
+    assert (listed.status, listed.json()["error"]["param"]) == (404, "queries[1]")
     missing = client.post(f"{raw}/search", json_body={"id": "nope"})
     assert (missing.status, missing.json()["error"]["code"]) == (404, "item_not_found")
 
@@ -116,6 +118,13 @@ def test_an_upsert_replaces(client: LocalClient, raw: str) -> None:
     assert client.get(f"{raw}/items/x").json()["metadata"] == {"colour": "green"}
 
 
+def test_an_id_given_twice_is_stored_once(client: LocalClient, raw: str) -> None:
+    items = [{"id": "twin", "vector": [1, 2, 3]}, {"id": "twin", "vector": [3, 2, 1]}]
+    answer = client.post(f"{raw}/items", json_body={"items": items}).json()
+    assert answer == {"upserted": 1, "ids": ["twin"]}
+    assert client.get(f"{raw}/items/twin", params={"include": "vector"}).json()["vector"][0] > 0.7
+
+
 def test_an_id_left_out_is_made_from_the_content(client: LocalClient, photos: str) -> None:
     items = {"items": [{"text": "a poem"}, {"image": data_uri(jpeg("coffee"))}]}
     first = client.post(f"{photos}/items", json_body=items).json()
@@ -137,6 +146,9 @@ def test_a_raw_image_body_is_stored_under_its_id(client: LocalClient, photos: st
     )
     assert query.status == 200
     assert client.get(f"{photos}/items/c").json()["metadata"] == {"from": "query"}
+    accents = json.dumps({"t": "été"}, ensure_ascii=False).encode().decode("latin-1")
+    client.put(f"{photos}/items/e", content=jpeg("flower"), headers={**headers, "x-metadata": accents})
+    assert client.get(f"{photos}/items/e").json()["metadata"] == {"t": "été"}
     broken = client.put(f"{photos}/items/d", content=b"x", headers={**headers, "x-metadata": "{"})
     assert broken.status == 400
 

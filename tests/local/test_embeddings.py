@@ -113,6 +113,31 @@ def test_accept_gives_the_bare_array(client: LocalClient) -> None:
     assert octets.headers["content-type"] == "application/octet-stream"
 
 
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("*/*", "application/json"),
+        ("application/x-npy, */*", "application/x-npy"),
+        ("application/json;q=1, application/octet-stream;q=0.1", "application/json"),
+        ("application/octet-stream;q=0, application/json", "application/json"),
+        ("application/json;q=0.5, application/octet-stream", "application/octet-stream"),
+        ("application/x-npy;q=lots", "application/json"),
+    ],
+)
+def test_accept_is_weighed(client: LocalClient, accept: str, expected: str) -> None:
+    answer = client.post("/v1/embeddings", json_body={"input": "a"}, headers={"accept": accept})
+    assert answer.headers["content-type"] == expected
+
+
+def test_too_many_form_files(client: LocalClient) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nabc\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for count in (5, 6, 50):
+        answer = client.post("/v1/embeddings", content=part * count + b"--x--\r\n", headers=headers)
+        assert (answer.status, answer.json()["error"]["code"]) == (413, "too_many_items")
+        assert "at most 4" in answer.json()["error"]["message"]
+
+
 def test_no_input_no_embeddings(client: LocalClient) -> None:
     answer = client.post("/v1/embeddings", json_body={"input": []})
     assert (answer.status, answer.json()["data"]) == (200, [])

@@ -11,6 +11,9 @@ from tests.photos import data_uri, encoded, jpeg
 
 JSON = {"content-type": "application/json"}
 TRUNCATED = jpeg("chelsea")[:5000]
+NESTED: dict[str, Any] = {}
+for _ in range(100):
+    NESTED = {"a": [NESTED]}
 
 
 def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
@@ -100,6 +103,16 @@ def test_413_too_much(client: LocalClient) -> None:
     error = error_of(client.post("/v1/embeddings", json_body={"input": ["a", pixels]}), 413, "too_large")
     assert error["param"] == "input[1]"
     assert "1000000" in error["message"]
+    queries = {"queries": [{"vector": [1.0] * 16}] * 33}
+    answer = client.post("/v1/collections/x/search", json_body=queries)
+    assert error_of(answer, 413, "too_many_items")["param"] == "queries"
+    results = {"queries": [{"vector": [1.0] * 16}] * 20, "limit": 9000}
+    error_of(client.post("/v1/collections/x/search", json_body=results), 413, "too_many_results")
+    long_label = {"model": "clip", "input": "a", "labels": ["b", "c" * 1001]}
+    assert (
+        error_of(client.post("/v1/classify", json_body=long_label), 413, "text_too_long")["param"]
+        == "labels[1]"
+    )
     labels = {"model": "clip", "input": "a", "labels": list("abcdefghi")}
     error_of(client.post("/v1/classify", json_body=labels), 413, "too_many_labels")
 
@@ -132,7 +145,13 @@ def test_415_a_content_type_that_is_not_supported(client: LocalClient, path: str
         ("/v1/classify", {"model": "news", "input": "a", "labels": ["b"]}, "labels"),
         ("/v1/classify", {"model": "news", "input": [{"image": "AAAA"}]}, "input[0]"),
         ("/v1/classify", {"model": "news", "input": "a", "top_k": 0}, "top_k"),
+        (
+            "/v1/classify",
+            {"model": "clip", "input": "a", "labels": ["b"], "template": "{label}{label}"},
+            None,
+        ),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": True}, "top_n"),
         ("/v1/collections/x/items", {"items": []}, "items"),
         ("/v1/collections/x/items", {"items": [{"id": "a"}]}, "items[0]"),
         ("/v1/collections/x/items", {"items": [{"text": "a", "vector": [1]}]}, "items[0]"),
@@ -141,6 +160,11 @@ def test_415_a_content_type_that_is_not_supported(client: LocalClient, path: str
         ("/v1/collections/x/search", {"text": "a", "vector": [1]}, None),
         ("/v1/collections/x/search", {"text": "a", "limit": 0}, "limit"),
         ("/v1/collections/x/search", {"text": "a", "limit": 10_001}, "limit"),
+        ("/v1/collections/x/search", {"text": "a", "limit": True}, "limit"),
+        ("/v1/collections/x/search", {"vector": [True, "1.5"]}, "vector[0]"),
+        ("/v1/collections/x/search", {"vector": [1], "filter": NESTED}, "filter"),
+        ("/v1/collections/x/delete", {"filter": NESTED}, "filter"),
+        ("/v1/collections/x/items", {"items": [{"text": "a", "metadata": NESTED}]}, "items[0].metadata"),
         ("/v1/collections/x/delete", {}, None),
     ],
 )
@@ -165,9 +189,17 @@ def test_422_an_image_that_cannot_be_decoded(client: LocalClient, image: bytes) 
 
 
 def test_422_text_no_tokenizer_takes(client: LocalClient) -> None:
+    nul = {"input": ["fine", "bad \0 character"]}
+    assert error_of(client.post("/v1/embeddings", json_body=nul), 422, "invalid_input")["param"] == "input[1]"
+    label = {"model": "clip", "input": "a", "labels": ["cat", "d\0g"]}
+    assert (
+        error_of(client.post("/v1/classify", json_body=label), 422, "invalid_input")["param"] == "labels[1]"
+    )
+
+
+def test_400_a_lone_surrogate_is_not_json(client: LocalClient) -> None:
     body = b'{"input": ["fine", "bad \\ud800 surrogate"]}'
-    answer = client.post("/v1/embeddings", content=body, headers=JSON)
-    assert answer.status in (400, 422), answer.content
+    error_of(client.post("/v1/embeddings", content=body, headers=JSON), 400, "invalid_json")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +226,17 @@ def test_422_nan_is_not_json(client: LocalClient) -> None:
 @pytest.mark.parametrize("name", ["Upper", "a b", "x" * 65, "ü"])
 def test_422_a_collection_name_out_of_its_alphabet(client: LocalClient, name: str) -> None:
     assert client.put(f"/v1/collections/{name}", json_body={"dimensions": 3}).status == 422
+
+
+def test_a_million_mistakes_make_one_message(client: LocalClient) -> None:
+    body = b'{"input": [' + b",".join([b"1"] * 400_000) + b"]}"
+    error = error_of(client.post("/v1/embeddings", content=body, headers=JSON), 422, "invalid_request")
+    assert error["param"] == "input[0]"
+    assert len(error["message"]) < 1000
+
+
+def test_a_sentence_that_begins_like_a_data_uri_is_a_sentence(client: LocalClient) -> None:
+    assert client.post("/v1/embeddings", json_body={"input": "Data: the new oil"}).status == 200
 
 
 def test_503_a_model_without_weights_says_why(client: LocalClient) -> None:

@@ -97,7 +97,7 @@ def test_docs_can_be_closed(app_args: dict[str, Any], tmp_path: Path) -> None:
 def test_429_tells_when_to_come_back_the_same_for_single_and_batch(
     app_args: dict[str, Any], tmp_path: Path
 ) -> None:
-    limits = {**app_args["limits"], "max_inflight_items": 4, "retry_after_s": 7}
+    limits = {**app_args["limits"], "max_inflight_images": 4, "retry_after_s": 7}
     client = start(app_args, tmp_path, "overload", limits=limits)
     statuses: list[tuple[int, str | None]] = []
     gate = threading.Barrier(12)
@@ -110,7 +110,7 @@ def test_429_tells_when_to_come_back_the_same_for_single_and_batch(
         if answer.status == 429:
             error = answer.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
-            assert "at most 4" in error["message"]
+            assert "4 may be at once" in error["message"]
 
     threads = [threading.Thread(target=post, args=(1 + 3 * (i % 2),)) for i in range(12)]
     for thread in threads:
