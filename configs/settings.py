@@ -81,7 +81,8 @@ class ModelSettings(Frozen):
         default=None, description="engine threads; from `scale.cpus` when left out"
     )
     hub_timeout_s: Seconds = Field(
-        default=3, description="a machine without a network must start at once, one with a slow one find the hub"
+        default=3,
+        description="a machine without a network must start at once, one with a slow one find the hub",
     )
     batch: BatchSettings = BatchSettings()
     scale: ScaleSettings = ScaleSettings()
@@ -129,7 +130,7 @@ class IndexSettings(Frozen):
     """The vector index: one writer, its files under `data_dir/index`."""
 
     cpus: float = Field(default=0.1, ge=0)
-    max_ongoing_requests: Positive = 256
+    max_ongoing_requests: Positive = 10_000
     threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")
     max_search_limit: Positive = 10_000
     compact_ratio: float = Field(

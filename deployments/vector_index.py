@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.settings import IndexSettings, LimitSettings
+from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
@@ -25,6 +26,7 @@ class VectorIndex:
     """
 
     def __init__(self, settings: IndexSettings, limits: LimitSettings, root: Path) -> None:
+        hide_callers_mistakes()
         self._catalog = Catalog(root, settings, limits, lock_timeout_s=settings.lock_timeout_s)
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.

@@ -80,9 +80,11 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _stop_in_order_on_sigterm() -> None:
-    """As Ctrl-C does. Ray sets a handler of its own while it starts, which would abort."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stop_in_order_when_asked() -> None:
+    """SIGTERM as Ctrl-C. Ray sets a SIGTERM handler of its own while it starts, which would abort; and
+    a shell starts background jobs with SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None) -> int:
@@ -92,7 +94,7 @@ def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None)
     from configs.settings import SettingsError
     from serve_app.app import build_app
 
-    _stop_in_order_on_sigterm()
+    _stop_in_order_when_asked()
     try:
         app = build_app(args)
     except SettingsError as error:
@@ -106,11 +108,11 @@ def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None)
         runtime_env={"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"},
     )
     try:
-        _stop_in_order_on_sigterm()
+        _stop_in_order_when_asked()
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
         serve.run(app, name="sightline", route_prefix="/")
         print(f"Sightline is ready on http://{http['host']}:{http['port']} (API: /docs)", flush=True)
-        _stop_in_order_on_sigterm()
+        _stop_in_order_when_asked()
         signal.pause()
     except KeyboardInterrupt:
         print("Sightline is stopping", flush=True)

@@ -146,10 +146,10 @@ def wait_until_ready(server: Server) -> None:
     )
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the server to stop, as a user's Ctrl-C would, and wait for it."""
+def stop(process: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIGINT) -> None:
+    """Ask the server to stop, by default as a user's Ctrl-C would, and wait for it."""
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

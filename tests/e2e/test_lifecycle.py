@@ -1,13 +1,19 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
-from tests.server import LOOPBACK, SERVE_RUN, Server, running
+from tests.server import LOOPBACK, ROOT, SERVE_RUN, Server, free_port, running, stop
+
+METRICS_WITHIN_S = 60.0  # Ray exports every ten seconds
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,42 @@ def test_serve_run_takes_a_file_or_key_value_settings(command: list[str]) -> Non
         assert answer.status_code == 200
         large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
         assert large.status_code == 200
+
+
+def test_sigterm_stops_in_order_and_metrics_are_where_they_were_asked_for() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--metrics-port", str(port)]
+    with running({"clip": {"source": "starter"}}, command=command) as server:
+        assert server.post("/v1/embeddings", json={"input": "a cat"}).status_code == 200
+        wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
+        deadline = time.monotonic() + METRICS_WITHIN_S
+        while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
+            assert time.monotonic() < deadline, f"{missing} are not exported"
+            time.sleep(0.5)
+        stop(server.process, signal.SIGTERM)
+        assert server.process.returncode == 0, server.log.read_text()
+        assert "Sightline is stopping" in server.log.read_text()
+
+
+def metrics(port: int) -> str:
+    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "cannot be read"),
+        (["serve_config.yaml", "--set", "clip"], "--set takes KEY=VALUE"),
+        (["serve_config.yaml", "--set", "clip.source=[x"], "not valid YAML"),
+        (["serve_config.yaml", "--set", "clip.sorce=x"], "did you mean 'source'"),
+    ],
+)
+def test_a_command_line_mistake_is_one_sentence(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "serve_app.cli", "serve", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_setting_stops_the_start_and_names_the_known_one() -> None:
