@@ -33,14 +33,15 @@ class Scale:
     restarts: int = 1  # of the whole group after a worker is lost; it goes on from the last epoch
 
 
-def train_on_cluster(job: Job, scale: Scale, storage: Path) -> Path:
+def train_on_cluster(job: Job, scale: Scale, storage: Path, *, one_machine: bool = False) -> Path:
     """Train on the cluster `ray` is connected to; the published directory.
 
-    `storage` is where Ray Train keeps its own records. Raises as `training.train.learn` does before
+    `storage` is where Ray Train keeps its own records. With `one_machine` workers listen on loopback only.
+    Raises as `training.train.learn` does before
     anything is started, and `ray.train.TrainingFailedError` if workers fail more often than `restarts`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     job = _absolute(job)
     prepare(job)  # bad data is told here, before workers are asked for
@@ -48,10 +49,18 @@ def train_on_cluster(job: Job, scale: Scale, storage: Path) -> Path:
         checkpoint_of(job).unlink(missing_ok=True)
     # A group that is started anew goes on where the lost one stopped.
     job = replace(job, resume=True)
+    backend = "nccl" if scale.gpu else "gloo"
+    if one_machine:
+        from training.loopback import LoopbackTorchConfig
+
+        torch_config: TorchConfig = LoopbackTorchConfig(backend=backend)
+    else:
+        torch_config = TorchConfig(backend=backend)
     loop: Any = _worker  # annotated by Ray as if it could return nothing
     trainer = TorchTrainer(
         loop,
         train_loop_config={"job": job},
+        torch_config=torch_config,
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu=scale.gpu,
@@ -113,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own_storage = job.output / ".ray"
     try:
         with connected(given.address, cpus):
-            published = train_on_cluster(job, scale, given.storage or own_storage)
+            published = train_on_cluster(
+                job, scale, given.storage or own_storage, one_machine=given.address is None
+            )
     except (DataError, SettingsError, SightlineError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

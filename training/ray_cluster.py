@@ -75,4 +75,5 @@ def stay_home() -> None:
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # gradients between workers of one machine stay on it
+    # Gradients between workers of one machine stay on it.
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
