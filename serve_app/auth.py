@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from configs.settings import AuthSettings, SettingsError
 from serve_app.errors import error_response
 
-ALWAYS_OPEN = ("/health/live", "/health/ready", "/ping")
+ALWAYS_OPEN = ("/health", "/v1/health", "/health/live", "/health/ready", "/ping")
 DOCS = ("/", "/docs", "/docs/oauth2-redirect", "/openapi.json")
 DOCS_FILES = "/static-offline-docs/"
 

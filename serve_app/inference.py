@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 Rows = tuple[Vectors, str, int, StageTimes]  # vectors, fingerprint, tokens, time
 Classified = tuple[NDArray[np.float32], ModelInfo, int, StageTimes]
 
+# What infinity's clients send when their caller named no model.
+UNSPECIFIED = "default/not-specified"
+
 # A request of several calls may meet a version swap between them and is then asked again as a whole.
 SWAPS_ENDURED = 3
 
@@ -82,7 +85,7 @@ class Inference:
         Raises:
             ApiError: 404 with the models there are.
         """
-        if model is None:
+        if model is None or model == UNSPECIFIED:
             return self.encoder_name
         if model in self.models:
             return model

@@ -13,7 +13,7 @@ class Admission:
 
     def __init__(self, noun: str, limit: int, retry_after_s: int) -> None:
         self._noun = noun
-        self._limit = limit
+        self.limit = limit
         self._retry_after_s = retry_after_s
         self.inflight = 0
 
@@ -23,9 +23,9 @@ class Admission:
 
         What finds the place empty is always let in, so that nothing is too large for ever.
         """
-        if self.inflight and count and self.inflight + count > self._limit:
+        if self.inflight and count and self.inflight + count > self.limit:
             raise Overloaded(
-                f"{self.inflight} {self._noun} are being worked on and at most {self._limit} may be at once; "
+                f"{self.inflight} {self._noun} are being worked on and at most {self.limit} may be at once; "
                 f"try again in {self._retry_after_s} s"
             )
         self.inflight += count
@@ -50,6 +50,12 @@ class Admissions:
         texts = sum(isinstance(content, str) for content in contents)
         with self._images.admit(len(contents) - texts), self._texts.admit(texts):
             yield
+
+    def stats(self) -> dict[str, float]:
+        """The load now, as infinity's clients read it."""
+        inflight = self._images.inflight + self._texts.inflight
+        fraction = max(a.inflight / a.limit for a in (self.requests, self._images, self._texts))
+        return {"queue_fraction": fraction, "queue_absolute": inflight, "results_pending": inflight}
 
 
 def check_counts(images: int, texts: int, limits: LimitSettings, param: str = "input") -> None:

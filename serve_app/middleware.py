@@ -73,7 +73,7 @@ class RequestContext:
 
         try:
             # Health is asked about most when there is too much to do, so it takes no room.
-            room = 0 if scope["path"].startswith("/health/") else 1
+            room = 0 if scope["path"].startswith("/health") else 1
             with self._admission.admit(room):
                 async with asyncio.timeout(self._timeout_s):
                     await self._app(scope, receive, send_with_timing)

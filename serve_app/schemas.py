@@ -48,7 +48,7 @@ class EmbeddingRequest(Lenient):
     input: Input | ListOf[Input]
     modality: Literal["text", "image"] | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: int | None = Field(default=None, description="the model's own; 0 means the same")
 
 
 class Usage(BaseModel):
@@ -294,6 +294,15 @@ class CollectionList(BaseModel):
     unavailable: list[UnavailableCollection] = Field(description="their files cannot be used")
 
 
+class Stats(BaseModel):
+    """The load of the gateway that answered, in infinity's words."""
+
+    queue_fraction: float = Field(description="share of what may be in flight")
+    queue_absolute: int = Field(description="texts and images in flight")
+    results_pending: int
+    batch_size: int = Field(description="texts that one forward takes at most")
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -307,6 +316,7 @@ class Model(BaseModel):
     labels: list[str]
     max_tokens: int | None
     notes: list[str]
+    stats: Stats
     state: Literal["ready", "unavailable"]
 
 

@@ -9,5 +9,6 @@ from tests.server import Server, running
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with running({"clip": {"source": "starter"}}) as started:
+    classifiers = {"news": {"source": "starter"}}
+    with running({"clip": {"source": "starter"}, "classifiers": classifiers}) as started:
         yield started

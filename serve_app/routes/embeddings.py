@@ -37,6 +37,8 @@ class Asked:
     openapi_extra=accepts(schemas.EmbeddingRequest, images=True),
 )
 @router.post("/embeddings", include_in_schema=False)
+@router.post("/embeddings_image", include_in_schema=False)
+@router.post("/v1/embeddings_image", include_in_schema=False)
 async def embed(request: Request) -> Response:
     """Embeds texts and images into one space.
 
@@ -47,7 +49,7 @@ async def embed(request: Request) -> Response:
     asked = await _read(request)
     name = gateway.inference.encoder_named(asked.model)
     info = await gateway.inference.info(name)
-    if asked.dimensions not in (None, info.dimensions):
+    if asked.dimensions and asked.dimensions != info.dimensions:
         message = f"model {name!r} makes embeddings of {info.dimensions} dimensions and no other"
         raise ApiError(422, "wrong_dimensions", message, "dimensions")
     with gateway.admissions.admit(asked.contents):
@@ -73,7 +75,9 @@ async def _read(request: Request) -> Asked:
         return Asked(list(images), asked.model, asked.encoding_format, asked.dimensions)
     asked = await body.read_json(request, schemas.EmbeddingRequest, limits.max_body_bytes)
     values = asked.input if isinstance(asked.input, list) else [asked.input]
-    contents = await gateway.inputs.read(values, asked.modality)
+    # An older route of infinity's, on which strings are images without saying so.
+    modality = "image" if request.url.path.endswith("_image") else asked.modality
+    contents = await gateway.inputs.read(values, modality)
     return Asked(contents, asked.model, asked.encoding_format, asked.dimensions)
 
 

@@ -29,9 +29,11 @@ async def get_model(request: Request, id: str) -> Response:
 
 
 async def _shown(request: Request, name: str) -> dict[str, Any]:
-    inference = gateway_of(request).inference
+    gateway = gateway_of(request)
+    inference = gateway.inference
     model = inference.models[name]
-    shown = dict.fromkeys(schemas.Model.model_fields) | {"id": name, "object": "model"}
+    stats = gateway.admissions.stats() | {"batch_size": gateway.settings.clip.batch.max_items}
+    shown = dict.fromkeys(schemas.Model.model_fields) | {"id": name, "object": "model", "stats": stats}
     if isinstance(model, Unavailable):
         return shown | {
             "task": "text-classification",
