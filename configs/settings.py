@@ -62,6 +62,9 @@ class BatchSettings(Frozen):
 
     max_items: Positive = 32
     max_cost: Positive = 8192
+    max_queued_items: Positive = Field(
+        default=16_384, description="waiting in one replica; several gateways together could bring more"
+    )
     stall_timeout_s: Seconds = Field(
         default=120, description="a forward pass that runs longer makes the replica unhealthy"
     )

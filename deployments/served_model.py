@@ -37,6 +37,7 @@ class ServedModel(Generic[Item, Output]):
             name=name,
             length=model.length,
             executor=ThreadPoolExecutor(1, f"{name}-forward"),
+            max_queued_items=batch.max_queued_items,
             on_batch=BatchMetrics(name).record,
         )
 

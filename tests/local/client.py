@@ -56,6 +56,7 @@ class LocalClient:
         content: bytes = b"",
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        hangs_up: bool = False,
     ) -> "_Pending":
         """Start a request; `.result()` waits for its answer, `.cancel()` hangs up."""
         given = {"host": "local", **(headers or {})}
@@ -78,7 +79,7 @@ class LocalClient:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
         }
-        exchange = _Exchange(content)
+        exchange = _Exchange(content, hangs_up)
         return _Pending(self._handle.remote(scope, exchange.receive, exchange.send), exchange)
 
 
@@ -87,8 +88,9 @@ class _Exchange:
 
     _all: ClassVar[dict[int, "_Exchange"]] = {}
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, hangs_up: bool = False) -> None:
         self._content: bytes | None = content
+        self._hangs_up = hangs_up
         self.messages: list[dict[str, Any]] = []
         self._all[id(self)] = self
 
@@ -96,6 +98,8 @@ class _Exchange:
         return _the_same, (id(self),)
 
     async def receive(self) -> dict[str, Any]:
+        if self._hangs_up:
+            return {"type": "http.disconnect"}
         if self._content is None:
             await asyncio.Event().wait()  # the caller stays until the answer is complete
         body, self._content = self._content, None
@@ -116,6 +120,11 @@ class _Pending:
 
     def cancel(self) -> None:
         self._response.cancel()
+
+    def end(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Wait for the end without expecting an answer; the messages there were."""
+        self._response.result(timeout_s=timeout_s)
+        return self._messages
 
     def result(self, timeout_s: float) -> Answer:
         self._response.result(timeout_s=timeout_s)

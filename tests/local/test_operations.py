@@ -3,9 +3,11 @@
 import json
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray import serve
 
 from serve_app.app import build_app
@@ -160,6 +162,24 @@ def test_a_caller_who_hangs_up_leaves_the_others_alone(client: LocalClient) -> N
         request.cancel()
     assert [request.result(60).status for request in pending[1::2]] == [200] * 4
     assert client.get("/health/ready").status == 200
+    assert_nothing_in_flight(client)
+
+
+def test_499_a_caller_who_goes_in_the_middle_of_the_body(
+    client: LocalClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"content-type": "image/jpeg", "content-length": "1000"}
+    gone = client.submit("POST", "/v1/embeddings", headers=headers, hangs_up=True)
+    assert gone.end(60) == []
+    assert_nothing_in_flight(client)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def assert_nothing_in_flight(client: LocalClient) -> None:
+    """At once, or as soon as the cancelled requests have ended."""
+    deadline = time.monotonic() + 10
+    while client.get("/v1/models/clip").json()["stats"]["queue_absolute"]:
+        assert time.monotonic() < deadline
 
 
 def test_a_model_answers_to_what_it_was_loaded_from_and_to_nothing_it_is_not(
