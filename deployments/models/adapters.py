@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configs.settings import SettingsError
-from deployments.models.directories import read_json
+from deployments.models.directories import ADAPTER_WEIGHTS, read_json
 from deployments.models.packages import fetch_starter
 
-WEIGHTS: Final = "adapter.safetensors"
+WEIGHTS: Final = ADAPTER_WEIGHTS
 CONFIG_KEY: Final = "adapter"  # in config.json: what the adapter was made for
 
 _LAYER_NAMES: Final = {
