@@ -2,8 +2,10 @@
 
 MiniLM-L6 (Wang et al. 2020, arXiv:2002.10957) is a BERT of DistilBERT's shape, so its weights load into
 DistilBERT as they are. An adapter directory holds config.json of the resulting model and
-adapter.safetensors, where `NAME` replaces a tensor of the base, and `NAME.left` [out, r] with
-`NAME.right` [r, in] add their product to it (LoRA's form: Hu et al. 2021, arXiv:2106.09685).
+adapter.safetensors, where `NAME` replaces a tensor of the base. Two forms add to one instead:
+`NAME.left` [out, r] and `NAME.right` [r, in] their product (LoRA's form: Hu et al. 2021,
+arXiv:2106.09685); `NAME.codes` uint8[n, columns / 2], two columns each and the first in the low half,
+for the rows `NAME.rows` int32[n], (code - 7.5) times the row's step in `NAME.steps` float16[n].
 """
 
 import hashlib
@@ -93,17 +95,22 @@ def base_sha256(base: Path) -> str:
 
 
 def merge(base: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The adapted weights, float32. Raises SettingsError if a product has no tensor to be added to."""
+    """The adapted weights, float32. Raises SettingsError if a change does not fit the base."""
     merged = {name: tensor.float() for name, tensor in base.items()}
     for name, tensor in adapter.items():
-        target, _, side = name.rpartition(".")
-        if side not in ("left", "right"):
-            merged[name] = tensor.float()
-        elif side == "left":
-            left, right = tensor.float(), adapter.get(f"{target}.right")
-            if target not in base or right is None:
-                raise SettingsError(f"the adapter's {name} has no counterpart")
-            merged[target] = base[target].float() + left @ right.float()
+        target, _, kind = name.rpartition(".")
+        try:
+            if kind == "left":
+                merged[target] = merged[target] + tensor.float() @ adapter[f"{target}.right"].float()
+            elif kind == "codes":
+                rows, steps = adapter[f"{target}.rows"].long(), adapter[f"{target}.steps"].float()
+                levels = torch.stack((tensor & 15, tensor >> 4), -1).flatten(1).float() - 7.5
+                merged[target] = merged[target].clone()
+                merged[target][rows] += levels * steps[:, None]
+            elif kind not in ("right", "rows", "steps"):
+                merged[name] = tensor.float()
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise SettingsError(f"the adapter's {name} does not fit the base: {error}") from error
     return {name: tensor.contiguous() for name, tensor in merged.items()}
 
 
