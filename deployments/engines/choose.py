@@ -1,10 +1,8 @@
-"""Which engine runs a module here, and its warm-up."""
+"""Which engine runs a module here."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from numpy.typing import NDArray
 
 from deployments.engines.protocol import Engine, EngineChoice, PrecisionChoice
 
@@ -33,9 +31,3 @@ def compile_module(
     from deployments.engines.torch import TorchEngine
 
     return TorchEngine(module, precision=precision, threads=threads)
-
-
-def warm_up(engine: Engine, batches: Iterable[tuple[NDArray[Any], ...]]) -> None:
-    """Run each batch once, so that kernels are chosen and memory is taken before the first request."""
-    for batch in batches:
-        engine(*batch)
