@@ -48,7 +48,7 @@ RECIPES: Final = {
         Options(epochs=2, lr=1e-4),
         quantise,
         "the change of each matrix in 4 bits a number, vectors and the head in fp16",
-        seeds=(0,),
+        seeds=(0, 1, 2),
         about="Whether an English text is positive or negative.",
         measured_on="single sentences of Rotten Tomatoes and IMDB reviews of up to 75 words",
     ),
