@@ -33,7 +33,7 @@ check: $(VENV)/.installed ## Lint, types and import direction
 test: setup check ## Every check and every test
 	$(BIN)/python -m pytest
 
-starters: setup ## Train the starter classifiers again (about half an hour on 2 cores)
+starters: setup ## Train the starter classifiers again (about ten minutes on 2 cores)
 	$(BIN)/python -m training.starters
 
 train-smoke: setup ## From a CSV to a served classifier's answers, in under three minutes
