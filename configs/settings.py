@@ -137,8 +137,22 @@ class IndexSettings(Frozen):
     threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")
     max_search_limit: Positive = 10_000
     compact_ratio: float = Field(
-        default=0.2, gt=0, le=1, description="share of dead rows at which the in-memory index is rebuilt"
+        default=0.2, gt=0, le=1, description="share of dead rows at which rows are rewritten without them"
     )
+    segment_rows: Positive = Field(
+        default=10_000, description="written since, at which rows move from memory to a searchable file"
+    )
+    merge_idle_s: Seconds = Field(
+        default=5, description="without a write, after which smaller segments join the largest"
+    )
+    build_threads: Positive | None = Field(
+        default=None, description="of background building; as many as a search when left out"
+    )
+    target_recall: float = Field(
+        default=0.95, gt=0, le=1, description="recall@10 for which ef_search or nprobe is chosen"
+    )
+    ef_search: Positive | None = Field(default=None, description="of hnsw, in place of what was measured")
+    nprobe: Positive | None = Field(default=None, description="of ivf, in place of what was measured")
     filter_timeout_s: Seconds = Field(
         default=2,
         description="a filter that takes longer gets 422; one condition takes 1 s for a million items",

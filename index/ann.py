@@ -1,143 +1,159 @@
-"""Nearest neighbours in memory, on FAISS: immutable views of the vectors, one per committed write."""
+"""Approximate nearest neighbours on FAISS: the kinds there are, how each is built and searched."""
 
-from functools import cached_property
-from typing import Protocol, Self, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from index.items import Rowids, Vectors
-from index.spec import Metric
+from index.spec import Kind, Metric
 
-T = TypeVar("T", bound=np.generic)
+FAISS_METRIC: Final = {
+    "cosine": faiss.METRIC_INNER_PRODUCT,  # vectors are stored normalised
+    "dot": faiss.METRIC_INNER_PRODUCT,
+    "l2": faiss.METRIC_L2,
+}
+LEAST_ROWS: Final = 1000
+"""Below, quantisers have too little to learn from and exact search takes 0.1 ms."""
+AUTO: Final = ((20_000, "flat"), (2_000_000, "hnsw"))
+"""`auto` up to so many rows of 512 numbers; IVF above, for HNSW's links alone take 256 bytes a row."""
+HNSW_LINKS: Final = 32
+HNSW_BUILD_EFFORT: Final = 64
+ADD_ROWS: Final = 8192
+"""Rows added between two looks at whether to stop."""
+KMEANS_TURNS: Final = 10
+ROWS_PER_CENTROID: Final = 40  # FAISS warns below 39
+PQ_ROWS: Final = 20_000  # for 256 centroids; FAISS warns below half as many
 
-Scores = NDArray[np.float32]  # [q, k]
-GROWTH = 1.5
-"""Capacity over size when the arrays must move; memory that is not written to is not resident."""
-BLAS_NUMBERS = 128_000
-"""Numbers in all queries together from which FAISS multiplies matrices."""
+Stop = Callable[[], bool]
 
 
-class VectorView(Protocol):
-    """The vectors of a collection as they stand after one write.
+class Stopped(Exception):  # noqa: N818 — nothing went wrong
+    """The caller wants the work on an index to end."""
 
-    A view never changes, so searches on it need no lock. A write derives the next view from the
-    newest one; only one thread may do that at a time.
+
+@dataclass(frozen=True)
+class AnnKind:
+    """One kind of index.
+
+    Searches take `oversample` candidates for each result wanted, which are then compared in float32.
+    `effort` is the knob that trades time for recall, and `cost` what a search of that effort takes,
+    in rows of an exact search.
     """
 
-    kind: str
+    name: Kind
+    factory: Callable[[int, int], str]  # FAISS's index_factory string, from rows and dimensions
+    oversample: int
+    least_rows: int = LEAST_ROWS
+    effort: str | None = None
+    efforts: Callable[[int], Sequence[int]] = lambda rows: (0,)
+    cost: Callable[[int, int], float] = lambda rows, effort: rows / 3
 
-    @property
-    def size(self) -> int:
-        """Rows held, tombstones included."""
+    def parameters(self, effort: int, selector: faiss.IDSelector | None) -> Any:
+        if self.effort == "ef_search":
+            return faiss.SearchParametersHNSW(efSearch=effort, sel=selector)  # type: ignore[attr-defined]
+        if self.effort == "nprobe":
+            return faiss.SearchParametersIVF(nprobe=effort, sel=selector)  # type: ignore[call-arg]
+        return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
 
-    @property
-    def tombstones(self) -> int: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def search(self, queries: Vectors, limit: int, among: Rowids | None = None) -> tuple[Scores, Rowids]:
-        """The best rows for each query [q, d], best first: scores and rowids, both [q, k].
-
-        k is `limit` or, if fewer, the rows there are. A higher score is nearer: the inner product
-        under cosine and dot, the squared distance negated under l2. `among` (ascending, each alive
-        in this view) limits the search to those rows.
-        """
-
-    def replace(self, removed: Rowids, added: Rowids, vectors: Vectors) -> Self:
-        """The next view: without `removed`, with `vectors` [n, d] under `added`, ascending and new."""
-
-    def compacted(self) -> Self:
-        """The same rows without the tombstones, in memory of its own."""
-
-
-class FlatView:
-    """Exact search. Rows lie in the order of their rowids.
-
-    Calls the functions behind `faiss.IndexFlat` on arrays of our own: an IndexFlat moves its memory
-    on `add`, so every write would have to wait for the running searches and hold up new ones. Here
-    a write fills rows that older views do not reach.
-    """
-
-    kind = "flat"
-
-    def __init__(
-        self,
-        rowids: Rowids,
-        vectors: Vectors,
-        metric: Metric,
-        threads: int,
-        alive: NDArray[np.bool_] | None = None,
-        size: int | None = None,
-    ) -> None:
-        """Take over `vectors` [capacity, d] and `rowids` [capacity], of which `size` rows are filled."""
-        self.size = len(rowids) if size is None else size
-        self._row_store = rowids
-        self._vector_store = vectors
-        self._alive = np.ones(self.size, np.bool_) if alive is None else alive
-        self._metric = metric
-        self._threads = threads
-        self.tombstones = self.size - int(np.count_nonzero(self._alive))
-
-    @property
-    def nbytes(self) -> int:
-        return int(self._rowids.nbytes + self._vector_store[: self.size].nbytes + self._alive.nbytes)
-
-    @property
-    def _rowids(self) -> Rowids:
-        return self._row_store[: self.size]
-
-    @cached_property
-    def _alive_bits(self) -> NDArray[np.uint8]:
-        return np.packbits(self._alive, bitorder="little")
-
-    def search(self, queries: Vectors, limit: int, among: Rowids | None = None) -> tuple[Scores, Rowids]:
-        found = self.size - self.tombstones if among is None else len(among)
-        shape = (len(queries), max(0, min(limit, found)))
-        scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
-        if 0 in shape:
-            return scores, rows
-        selector: faiss.IDSelector | None = None
-        if among is not None:
-            selector = faiss.IDSelectorArray(np.searchsorted(self._rowids, among))
-        elif self.tombstones or self._metric == "l2" or queries.size < BLAS_NUMBERS:
-            # Without a selector FAISS multiplies matrices once the queries are many: 7 times faster, but
-            # as x² - 2xy + y² under l2 it loses the differences between near vectors far from the
-            # origin. With few queries it only wakes all threads for one, several times slower on a
-            # busy machine.
-            selector = faiss.IDSelectorBitmap(self._alive_bits)  # type: ignore[call-arg, arg-type]
-        faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
-        queries = np.ascontiguousarray(queries, np.float32)
-        vectors = faiss.swig_ptr(queries), faiss.swig_ptr(self._vector_store)
-        counts = queries.shape[1], len(queries), self.size, shape[1]
-        results = faiss.swig_ptr(scores), faiss.swig_ptr(rows)
-        if self._metric == "l2":
-            faiss.knn_L2sqr(*vectors, *counts, *results, None, selector)
-            scores = 0 - scores
-        else:
-            faiss.knn_inner_product(*vectors, *counts, *results, selector)
-        return scores, np.where(rows < 0, -1, self._rowids[rows])
-
-    def replace(self, removed: Rowids, added: Rowids, vectors: Vectors) -> Self:
-        size = self.size + len(added)
-        rowids, stored = self._row_store, self._vector_store
-        if size > len(rowids):
-            capacity = max(size, int(self.size * GROWTH))
-            rowids, stored = _moved(rowids, self.size, capacity), _moved(stored, self.size, capacity)
-        rowids[self.size : size] = added
-        stored[self.size : size] = vectors
-        alive = np.concatenate([self._alive, np.ones(len(added), np.bool_)])
-        alive[np.searchsorted(self._rowids, removed)] = False
-        return type(self)(rowids, stored, self._metric, self._threads, alive, size)
-
-    def compacted(self) -> Self:
-        alive = np.flatnonzero(self._alive)
-        return type(self)(self._row_store[alive], self._vector_store[alive], self._metric, self._threads)
+    def build(self, vectors: Vectors, metric: Metric, threads: int, stop: Stop) -> faiss.Index:
+        """A trained index of all rows. Raises Stopped soon after `stop` says so (not while training)."""
+        rows, dimensions = vectors.shape
+        faiss.omp_set_num_threads(threads)
+        index = faiss.index_factory(dimensions, self.factory(rows, dimensions), FAISS_METRIC[metric])
+        kind = faiss.downcast_index(index)
+        if isinstance(kind, faiss.IndexHNSW):
+            kind.hnsw.efConstruction = HNSW_BUILD_EFFORT
+        if isinstance(kind, faiss.IndexIVF):
+            kind.cp.niter = KMEANS_TURNS
+        if isinstance(kind, faiss.IndexIVFPQ):
+            kind.pq.cp.niter = KMEANS_TURNS
+        if not index.is_trained:
+            index.train(_sample(vectors, max(PQ_ROWS, ROWS_PER_CENTROID * _lists(rows))))
+        for start in range(0, rows, ADD_ROWS):
+            if stop():
+                raise Stopped
+            index.add(np.ascontiguousarray(vectors[start : start + ADD_ROWS]))
+        return index
 
 
-def _moved(array: NDArray[T], size: int, capacity: int) -> NDArray[T]:
-    moved = np.empty((capacity, *array.shape[1:]), array.dtype)
-    moved[:size] = array[:size]
-    return moved
+def _lists(rows: int) -> int:
+    """Inverted lists: four times the square root of the rows, as FAISS's guidelines have it."""
+    return max(1, min(int(4 * rows**0.5), rows // ROWS_PER_CENTROID))
+
+
+def _sub_quantisers(dimensions: int) -> int:
+    """Bytes a vector in PQ: one for eight numbers, if the dimensions divide so."""
+    return max(m for m in range(1, max(1, dimensions // 8) + 1) if dimensions % m == 0)
+
+
+def _sample(vectors: Vectors, rows: int) -> Vectors:
+    chosen = np.random.default_rng(0).permutation(len(vectors))[:rows]
+    return np.ascontiguousarray(vectors[np.sort(chosen)])
+
+
+def _probes(rows: int) -> Sequence[int]:
+    lists = _lists(rows)
+    return sorted({min(lists, int(2 ** (step / 2))) for step in range(1, 30)})
+
+
+_IVF = {
+    "effort": "nprobe",
+    "efforts": _probes,
+    "cost": lambda rows, effort: _lists(rows) + rows * effort / _lists(rows),
+}
+
+KINDS: Final[dict[str, AnnKind]] = {
+    kind.name: kind
+    for kind in (
+        AnnKind("flat-fp16", lambda rows, d: "SQfp16", oversample=2),
+        AnnKind("sq8", lambda rows, d: "SQ8", oversample=3),
+        AnnKind(
+            "hnsw",
+            lambda rows, d: f"HNSW{HNSW_LINKS}_SQ8",
+            oversample=2,
+            effort="ef_search",
+            efforts=lambda rows: (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
+            cost=lambda rows, effort: HNSW_LINKS * effort,
+        ),
+        AnnKind("ivf", lambda rows, d: f"IVF{_lists(rows)},SQ8", oversample=3, **_IVF),  # type: ignore[arg-type]
+        AnnKind(
+            "ivf-pq",
+            lambda rows, d: f"IVF{_lists(rows)},PQ{_sub_quantisers(d)}x8",
+            oversample=10,
+            least_rows=PQ_ROWS // 2,
+            **_IVF,  # type: ignore[arg-type]
+        ),
+    )
+}
+"""The approximate kinds; "flat" is none of them."""
+
+
+def kind_for(kind: Kind, rows: int) -> AnnKind | None:
+    """What so many rows are kept in for a collection of this kind; None for exact search."""
+    name: str = kind
+    if kind == "auto":
+        name = next((name for most, name in AUTO if rows < most), "ivf")
+    found = KINDS.get(name)
+    return found if found and rows >= found.least_rows else None
+
+
+def candidates(
+    index: faiss.Index,
+    kind: AnnKind,
+    queries: Vectors,
+    count: int,
+    effort: int,
+    threads: int,
+    selector: faiss.IDSelector | None,
+) -> Rowids:
+    """Positions [q, count] of rows that are probably near, in no order to rely on; -1 where none."""
+    faiss.omp_set_num_threads(threads)  # OpenMP keeps it per calling thread
+    effort = max(effort, count) if kind.effort == "ef_search" else effort
+    found = index.search(
+        np.ascontiguousarray(queries, np.float32), count, params=kind.parameters(effort, selector)
+    )
+    positions: Rowids = found[1]
+    return positions

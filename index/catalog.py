@@ -15,6 +15,8 @@ from uuid import uuid4
 from configs.settings import IndexSettings, LimitSettings
 from index.collection import Collection, CollectionInfo
 from index.errors import CollectionNotFound, IndexUnavailable
+from index.maintenance import Maintenance
+from index.snapshots import sync_directory
 from index.spec import CollectionSpec
 from index.store import FILE_NAME, Store
 
@@ -38,10 +40,12 @@ class Catalog:
         limits: LimitSettings | None = None,
         *,
         lock_timeout_s: float = 0,
+        maintenance: bool = True,
     ) -> None:
         """Open `root`, made if missing, and all its collections.
 
-        Waits up to `lock_timeout_s` for another process that has it open.
+        Waits up to `lock_timeout_s` for another process that has it open. With `maintenance` a thread
+        does what is due in the background; without, nobody calls `Collection.maintain` but the caller.
 
         Raises:
             IndexUnavailable: it cannot be written to, or another process has it open.
@@ -51,6 +55,7 @@ class Catalog:
         self._limits = limits or LimitSettings()
         self._lock = threading.RLock()
         self._closed = False
+        self._maintenance: Maintenance | None = None
         self._names: set[str] = set()
         self._open: dict[str, Collection] = {}
         self._unavailable: dict[str, IndexUnavailable] = {}
@@ -66,6 +71,8 @@ class Catalog:
             for name in sorted(self._names):
                 with suppress(IndexUnavailable):
                     self._opened(name)
+            if maintenance:
+                self._maintenance = Maintenance(self.list)
         except BaseException:
             self.close()
             raise
@@ -88,13 +95,13 @@ class Catalog:
                 try:
                     store = Store.create(unfinished, spec, created=int(time.time()))
                     store.close(IndexUnavailable("the collection is being created"))
-                    _sync_directory(unfinished)
+                    sync_directory(unfinished)
                     unfinished.rename(self.root / spec.name)
                 except BaseException:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 self._names.add(spec.name)
-                _sync_directory(self.root)
+                sync_directory(self.root)
             return self._opened(spec.name)
 
     def get(self, name: str) -> Collection:
@@ -150,11 +157,13 @@ class Catalog:
                 doomed = (self.root / name).rename(self.root / f"{UNFINISHED}{uuid4().hex}")
                 self._names.remove(name)
                 self._unavailable.pop(name, None)
-                _sync_directory(self.root)
+                sync_directory(self.root)
         shutil.rmtree(doomed, ignore_errors=True)  # what is left goes at the next start
 
     def close(self) -> None:
         """Close every collection and let another process open the directory."""
+        if self._maintenance:
+            self._maintenance.stop()
         with self._lock:
             for collection in self._open.values():
                 collection.close()
@@ -177,9 +186,8 @@ class Catalog:
         try:
             collection = Collection(
                 self.root / name,
+                self._settings,
                 threads=_search_threads(self._settings),
-                compact_ratio=self._settings.compact_ratio,
-                filter_timeout_s=self._settings.filter_timeout_s,
                 max_metadata_bytes=self._limits.max_metadata_bytes,
             )
         except IndexUnavailable as error:
@@ -219,15 +227,6 @@ def _locked(path: Path, timeout_s: float) -> IO[bytes]:
                     f"{path.parent.name!r} is open in another process; a data directory has one writer"
                 ) from None
         time.sleep(LOCK_POLL_S)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make new and renamed entries of a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One collection: items in SQLite and their vectors in memory, kept as one consistent whole."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,33 +11,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from index.ann import FlatView, VectorView
+from configs.settings import IndexSettings
+from index.ann import Stop, Stopped, kind_for
+from index.commits import Change, GroupCommit
 from index.errors import BadFilter, IndexUnavailable, ItemNotFound, VectorIndexError
 from index.filters import compile_filter
+from index.flat import FlatRows
 from index.items import (
     Hit,
     Include,
     Item,
     Page,
     Record,
-    Rowids,
     Vectors,
     check_id,
     item_vectors,
     metadata_text,
     query_vectors,
 )
+from index.maintenance import Work, due
+from index.snapshots import Snapshots
 from index.spec import CollectionSpec, Kind, Metric
 from index.store import Reader, Row, Store, Writer
+from index.view import MAX_ROWID, View, restored
 
 METADATA: Include = frozenset({"metadata"})
-MAX_ROWID = 2**63 - 1
-NO_ROWIDS: Rowids = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """A collection in numbers. `actual_kind` is what `auto` chose; `created` is in seconds since 1970."""
+    """A collection in numbers.
+
+    `actual_kind` is what most rows are searched by now. `state` is "building" while rows are being moved
+    to what their number asks for, and "ready" else; `problem` is why that failed. `recall` is recall@10
+    at `effort` (ef_search or nprobe), measured on stored vectors when the largest segment was built.
+    `created` is in seconds since 1970.
+    """
 
     name: str
     count: int
@@ -44,6 +54,11 @@ class CollectionInfo:
     metric: Metric
     kind: Kind
     actual_kind: str
+    state: str
+    problem: str | None
+    segments: int
+    effort: int | None
+    recall: float | None
     model: str | None
     fingerprint: str | None
     created: int
@@ -68,32 +83,45 @@ class Collection:
     def __init__(
         self,
         directory: Path,
+        settings: IndexSettings,
         *,
         threads: int,
-        compact_ratio: float,
-        filter_timeout_s: float,
         max_metadata_bytes: int,
     ) -> None:
-        """Open an existing collection and read its vectors into memory.
-
-        `threads` is for one search call; above `compact_ratio` of dead rows memory is rebuilt.
-        """
+        """Open an existing collection; `threads` is for one search call."""
         self._store = Store(directory)
-        self._compact_ratio = compact_ratio
-        self._filter_timeout_s = filter_timeout_s
+        self._settings = settings
+        self._threads = threads
         self._max_metadata_bytes = max_metadata_bytes
-        self._write_lock = threading.Lock()
-        self._views: Mapping[int, VectorView]
+        self._efforts = {
+            name: effort
+            for name in ("ef_search", "nprobe")
+            if (effort := getattr(settings, name)) is not None
+        }
+        self._commits = GroupCommit(self._store, self._prepare, self._tidy)
+        self._maintaining = threading.Lock()
+        self._building = False
+        self._problem: str | None = None
+        self._closed = False
+        self._last_write = time.monotonic()
+        self._views: Mapping[int, View]
         self.spec: CollectionSpec
         try:
             with self._store.snapshot() as reader:
                 self.spec = reader.spec()
                 self._created = reader.created()
-                rowids, vectors = reader.vectors(self.spec.dimensions)
-                self._views = {reader.version: FlatView(rowids, vectors, self.spec.metric, threads)}
+                self._snapshots = Snapshots(directory, self.spec, threads)
+                self._version = reader.version  # the newest that is committed
+                self._views = {self._version: self._restored(reader)}
         except BaseException:
             self._store.close(IndexUnavailable("the collection did not open"))
             raise
+
+    def _restored(self, reader: Reader) -> View:
+        """The view of a database's state: segments from their files, what is in none from the database."""
+        segments, missing = restored(self._snapshots.load(), reader.rowids())
+        vectors = reader.vectors(missing, self.spec.dimensions)
+        return View(segments, FlatRows(missing, vectors, self.spec.metric, self._threads))
 
     def upsert(self, items: Sequence[Item], fingerprint: str | None = None) -> list[str]:
         """Store items, replacing those of the same id; of an id given twice the last counts.
@@ -114,32 +142,29 @@ class Collection:
         last = list({id: index for index, (id, _) in enumerate(texts)}.values())
         vectors = vectors[last]
         blobs = vectors.astype("<f4", copy=False)
-        rows = (
-            Row(*texts[index], blob.tobytes(), items[index].thumbnail)
-            for index, blob in zip(last, blobs, strict=True)
-        )
-        with self._write_lock:
-            with self._store.transaction() as writer:
-                spec = writer.spec()
-                spec.check_fingerprint(fingerprint)  # again: another first write may have come in between
-                if last and fingerprint is not None and spec.fingerprint is None:
-                    spec = spec.model_copy(update={"fingerprint": fingerprint})
-                    writer.set_spec(spec)
-                removed, added = writer.put(rows)
-                self._prepare(writer, removed, added, vectors)
-            self.spec = spec
-            self._tidy(writer.version + 1)
-        return [texts[index][0] for index in last]
+
+        def write(writer: Writer) -> Change[list[str]]:
+            spec = writer.spec()
+            spec.check_fingerprint(fingerprint)  # again: another first write may have come in between
+            if last and fingerprint is not None and spec.fingerprint is None:
+                writer.set_spec(spec.model_copy(update={"fingerprint": fingerprint}))
+            removed, added = writer.put(
+                Row(*texts[index], blob.tobytes(), items[index].thumbnail)
+                for index, blob in zip(last, blobs, strict=True)
+            )
+            return Change([texts[index][0] for index in last], removed, added, vectors)
+
+        return self._commits.run(write)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Remove the items of these ids; returns how many there were. Raises BadItem."""
         checked = [check_id(id, index) for index, id in enumerate(ids)]
-        with self._write_lock:
-            with self._store.transaction() as writer:
-                removed = writer.remove(checked)
-                self._prepare(writer, removed)
-            self._tidy(writer.version + 1)
-        return len(removed)
+
+        def write(writer: Writer) -> Change[int]:
+            removed = writer.remove(checked)
+            return Change(len(removed), removed)
+
+        return self._commits.run(write)
 
     def delete_where(self, filter: Mapping[str, Any]) -> int:
         """Remove every item that passes; returns how many.
@@ -153,14 +178,14 @@ class Collection:
         condition = compile_filter(filter)
         if condition.count == 0:
             raise BadFilter("an empty filter would delete every item; to do that, delete the collection")
-        with self._store.snapshot() as reader:  # before the lock: other writes do not wait for a filter
-            matching = reader.matching(condition, self._filter_timeout_s)
-        with self._write_lock:
-            with self._store.transaction() as writer:
-                removed = writer.remove_rows(matching)
-                self._prepare(writer, removed)
-            self._tidy(writer.version + 1)
-        return len(removed)
+        with self._store.snapshot() as reader:  # before the write: others do not wait for a filter
+            matching = reader.matching(condition, self._settings.filter_timeout_s)
+
+        def write(writer: Writer) -> Change[int]:
+            removed = writer.remove_rows(matching)
+            return Change(len(removed), removed)
+
+        return self._commits.run(write)
 
     def get(self, id: str, include: Include = METADATA) -> Record:
         """The item of this id. Raises ItemNotFound, or BadItem for what cannot be an id."""
@@ -206,7 +231,7 @@ class Collection:
         """The nearest items for each of the vectors [q, d], best first; fewer than `limit` if fewer pass.
 
         Scores are the cosine, the inner product, or under l2 the squared distance negated. `exact`
-        asks for the true nearest, which a flat index gives anyway. `exclude` has one entry for each
+        asks for the true nearest, which the kind flat gives anyway. `exclude` has one entry for each
         query: the id that its hits leave out, or None.
 
         Raises:
@@ -219,9 +244,10 @@ class Collection:
         condition = None if filter is None else compile_filter(filter)
         excluded = [None] * len(queries) if exclude is None else exclude
         with self._snapshot() as (reader, view):
-            among = reader.matching(condition, self._filter_timeout_s) if condition else None
+            among = reader.matching(condition, self._settings.filter_timeout_s) if condition else None
             # One more where a query leaves an item out, so that `limit` are left.
-            scores, rowids = view.search(queries, limit + any(id is not None for id in excluded), among)
+            wanted = limit + any(id is not None for id in excluded)
+            scores, rowids = view.search(queries, wanted, among, exact, self._efforts)
             records = reader.records(np.unique(rowids).tolist(), include & {"metadata", "vector"})
         found = [
             [
@@ -235,6 +261,8 @@ class Collection:
 
     def info(self) -> CollectionInfo:
         with self._snapshot() as (_, view):
+            largest = max(view.segments, key=lambda part: part.size, default=None)
+            tuning = largest.segment.tuning if largest else None
             return CollectionInfo(
                 name=self.spec.name,
                 count=view.size - view.tombstones,
@@ -242,6 +270,11 @@ class Collection:
                 metric=self.spec.metric,
                 kind=self.spec.kind,
                 actual_kind=view.kind,
+                state="building" if self._building or self._due(view) else "ready",
+                problem=self._problem,
+                recall=tuning.recall if tuning else None,
+                effort=tuning.effort if tuning else None,
+                segments=len(view.segments),
                 model=self.spec.model,
                 fingerprint=self.spec.fingerprint,
                 created=self._created,
@@ -250,14 +283,72 @@ class Collection:
                 bytes_in_memory=view.nbytes,
             )
 
+    def maintain(self, stop: Stop = lambda: False) -> bool:
+        """One piece of work that is due in the background, if any; whether there was.
+
+        Searches and writes go on meanwhile, and find every row all the time.
+
+        Raises:
+            IndexUnavailable: the disk is full or read-only. Everything stays as it was.
+        """
+        with self._maintaining:
+            view = self._views.get(self._version)  # none once closed
+            work = self._due(view) if view else None
+            if view is None or work is None:
+                return False
+            self._building = True
+            try:
+                self._rewrite(view, work, stop)
+            except Stopped:
+                return False
+            except (OSError, RuntimeError, MemoryError) as error:
+                if self._closed:  # and its files deleted
+                    return False
+                self._problem = f"the index could not be built: {error}"
+                raise IndexUnavailable(f"collection {self.spec.name!r}: {self._problem}") from error
+            finally:
+                self._building = False
+            self._problem = None
+            return True
+
+    def _due(self, view: View) -> Work | None:
+        settings = self._settings
+        idle = time.monotonic() - self._last_write > settings.merge_idle_s
+        return due(view, segment_rows=settings.segment_rows, compact_ratio=settings.compact_ratio, idle=idle)
+
+    def _rewrite(self, view: View, work: Work, stop: Stop) -> None:
+        old = view.segments[work.first : work.last]
+        rows = sum(part.living for part in old)
+        up_to = 0
+        if work.tail:
+            rows += view.tail.size - view.tail.tombstones
+            up_to = int(view.tail.rowids[-1])
+        segment = None
+        if rows:
+            segment = self._snapshots.write(
+                view.rows(work.first, work.last, work.tail),
+                kind_for(self.spec.kind, rows),
+                threads=self._settings.build_threads or self._threads,
+                target_recall=self._settings.target_recall,
+                stop=stop,
+            )
+        with self._commits.lock:
+            if self._closed:
+                return
+            now = self._views[self._version]
+            self._views = {self._version: now.absorbed(work.first, work.last, up_to, segment)}
+        for part in old:
+            self._snapshots.remove(part.segment)
+
     def close(self, error: VectorIndexError | None = None) -> None:
         """Wait for the running write, then close the files; later calls raise `error`."""
-        with self._write_lock:
+        with self._commits.lock:
+            self._closed = True
             self._store.close(error or IndexUnavailable(f"collection {self.spec.name!r} is closed"))
             self._views = {}
 
     @contextmanager
-    def _snapshot(self) -> Iterator[tuple[Reader, VectorView]]:
+    def _snapshot(self) -> Iterator[tuple[Reader, View]]:
         """One committed state: the database at some version, and the vectors of that version."""
         while True:
             with self._store.snapshot() as reader:
@@ -266,25 +357,25 @@ class Collection:
                     yield reader, view
                     return
 
-    def _prepare(
-        self, writer: Writer, removed: Rowids, added: Rowids = NO_ROWIDS, vectors: Vectors | None = None
-    ) -> None:
+    def _prepare(self, writer: Writer, changes: Sequence[Change[object]]) -> None:
         """Make the vectors of the state that `writer` will commit available, beside the present ones.
 
         If the commit fails nobody reads that version, and the next write puts its own in the place.
         """
-        present = self._views[writer.version]
-        if vectors is None:
-            vectors = np.empty((0, self.spec.dimensions), np.float32)
-        self._views = {
-            writer.version: present,
-            writer.version + 1: present.replace(removed, added, vectors),
-        }
+        present = view = self._views[writer.version]
+        none = np.empty((0, self.spec.dimensions), np.float32)
+        for change in changes:
+            vectors = none if change.vectors is None else change.vectors
+            view = view.replace(change.removed, change.added, vectors)
+        self._views = {writer.version: present, writer.version + 1: view}
 
-    def _tidy(self, version: int) -> None:
-        """After a commit: let go of the state before `version`, of dead rows if many, of a long log."""
-        view = self._views[version]
-        if view.tombstones > self._compact_ratio * view.size:
-            view = view.compacted()
-        self._views = {version: view}
+    def _tidy(self, writer: Writer) -> None:
+        """After a commit: let go of the state before it, of dead rows if many, of a long log."""
+        self._last_write = time.monotonic()
+        self.spec = writer.spec()
+        view = self._views[writer.version + 1]
+        if view.tail.tombstones > self._settings.compact_ratio * view.tail.size:
+            view = view.with_compact_tail()
+        self._version = writer.version + 1
+        self._views = {self._version: view}
         self._store.limit_wal()

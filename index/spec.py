@@ -8,7 +8,8 @@ from configs.settings import Frozen, Name
 from index.errors import CollectionExists, ModelMismatch
 
 Metric = Literal["cosine", "dot", "l2"]
-Kind = Literal["auto", "flat"]
+Kind = Literal["auto", "flat", "flat-fp16", "sq8", "hnsw", "ivf", "ivf-pq"]
+"""How large collections are searched; `auto` chooses by their size."""
 
 
 class CollectionSpec(Frozen):

@@ -70,22 +70,38 @@ class Reader:
         """When the collection was made, in seconds since 1970."""
         return int(self._one("SELECT created FROM state"))
 
-    def vectors(self, dimensions: int) -> tuple[Rowids, Vectors]:
-        """Every rowid, ascending, and its vector: int64 [n] and float32 [n, d]."""
-        count = self._one("SELECT count(*) FROM vectors")
-        rowids, vectors = np.empty(count, np.int64), np.empty((count, dimensions), np.float32)
-        cursor = self._connection.execute("SELECT rowid, vector FROM vectors ORDER BY rowid")
+    def rowids(self) -> Rowids:
+        """Every rowid, ascending: int64 [n]."""
+        rows = self._connection.execute("SELECT rowid FROM items")  # from the index on ids: no metadata read
+        return np.sort(np.fromiter((rowid for (rowid,) in rows), np.int64))
+
+    def vectors(self, rowids: Rowids, dimensions: int) -> Vectors:
+        """The vectors of the rows from the first to the last of `rowids` (ascending): float32 [n, d].
+
+        Raises:
+            IndexUnavailable: some are missing, or there are others between, or one has another length.
+        """
+        vectors = np.empty((len(rowids), dimensions), np.float32)
+        if len(rowids) == 0:
+            return vectors
+        cursor = self._connection.execute(
+            "SELECT rowid, vector FROM vectors WHERE rowid BETWEEN ? AND ? ORDER BY rowid",
+            (int(rowids[0]), int(rowids[-1])),
+        )
         start = 0
         while rows := cursor.fetchmany(ROWS_PER_READ):
+            end = start + len(rows)
+            if rowids[start:end].tolist() != [rowid for rowid, _ in rows]:
+                raise IndexUnavailable("items and vectors do not fit each other; the database is damaged")
             if any(len(vector) != 4 * dimensions for _, vector in rows):
                 raise IndexUnavailable(
                     f"a stored vector is not {dimensions} numbers long; the database is damaged"
                 )
-            end = start + len(rows)
-            rowids[start:end] = [rowid for rowid, _ in rows]
             vectors[start:end] = np.frombuffer(b"".join(v for _, v in rows), "<f4").reshape(-1, dimensions)
             start = end
-        return rowids, vectors
+        if start != len(rowids):
+            raise IndexUnavailable("items and vectors do not fit each other; the database is damaged")
+        return vectors
 
     def matching(self, condition: Condition, timeout_s: float) -> Rowids:
         """The rowids of the items that pass, ascending. Raises BadFilter after `timeout_s`."""
@@ -177,6 +193,10 @@ class Writer(Reader):
         self._connection.execute(f"DELETE FROM vectors WHERE {chosen}", parameters)
         return _ascending([rowid for (rowid,) in removed])
 
+    def execute(self, statement: str) -> None:
+        """A statement of the transaction itself, such as a savepoint."""
+        self._connection.execute(statement)
+
     def set_spec(self, spec: CollectionSpec) -> None:
         self._connection.execute("UPDATE state SET spec = ?", (spec.model_dump_json(),))
 
@@ -266,7 +286,7 @@ class Store:
 
     def bytes_on_disk(self) -> int:
         with self._translated():
-            return sum(path.stat().st_size for path in self.directory.iterdir())
+            return sum(_size(path) for path in self.directory.rglob("*"))
 
     def close(self, error: VectorIndexError) -> None:
         """Close the files once running reads have ended; later calls raise `error`."""
@@ -341,6 +361,12 @@ def _migrate(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute("INSERT INTO schema_version (version, name) VALUES (?, ?)", (version, name))
         connection.execute("COMMIT")
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):  # a segment's file goes once the segment was rewritten
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 def _ascending(rowids: list[int]) -> Rowids:

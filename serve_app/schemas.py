@@ -156,7 +156,9 @@ class CreateCollection(Strict):
 
     model: str | None = None
     dimensions: Annotated[int, Field(ge=1, le=65_536, strict=True)] | None = None
-    kind: Literal["auto", "flat"] = "auto"
+    kind: Literal["auto", "flat", "flat-fp16", "sq8", "hnsw", "ivf", "ivf-pq"] = Field(
+        default="auto", description="how it is searched once it is large; auto chooses by its size"
+    )
     metric: Literal["cosine", "dot", "l2"] = "cosine"
 
 
@@ -274,7 +276,14 @@ class Collection(BaseModel):
     dimensions: int
     metric: str
     kind: str = Field(description="as asked for")
-    actual_kind: str = Field(description="what answers searches now")
+    actual_kind: str = Field(description="what answers most searches now")
+    state: Literal["ready", "building"] = Field(
+        description="building: items are being moved to what their number asks for; searches find them all"
+    )
+    problem: str | None = Field(description="why building failed; it is tried again")
+    segments: int = Field(description="indexes on disk that a search looks through, beside the newest items")
+    effort: int | None = Field(description="ef_search or nprobe, chosen for the recall asked for")
+    recall: float | None = Field(description="recall@10 at that effort, measured on stored vectors")
     model: str | None
     fingerprint: str | None = Field(description="of the exact model that filled it")
     created: int = Field(description="Unix seconds")

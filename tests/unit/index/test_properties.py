@@ -26,7 +26,7 @@ class CollectionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.catalog = Catalog(Path(self.directory.name), IndexSettings(compact_ratio=0.4, threads=1))
+        self.catalog = open_catalog(Path(self.directory.name))
         self.model: dict[str, tuple[Vectors, int]] = {}
         self.metric: Metric = "cosine"
 
@@ -69,7 +69,22 @@ class CollectionMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.catalog.close()
-        self.catalog = Catalog(self.catalog.root, IndexSettings(compact_ratio=0.4, threads=1))
+        self.catalog = open_catalog(self.catalog.root)
+
+    @rule()
+    def maintain(self) -> None:
+        while self.collection.maintain():
+            pass
+        info = self.collection.info()
+        assert info.tombstones <= 0.4 * (info.count + info.tombstones)
+        assert info.problem is None
+
+    @rule(data=st.data())
+    def damage_a_snapshot_and_reopen(self, data: st.DataObject) -> None:
+        self.catalog.close()
+        if files := sorted(self.catalog.root.glob("c/ann/*/*")):
+            damage(data.draw(st.sampled_from(files)), data.draw(st.floats(0, 1, exclude_max=True)))
+        self.catalog = open_catalog(self.catalog.root)
 
     @rule(query=VECTORS, limit=st.integers(1, 8), group=st.none() | GROUPS, exclude=st.none() | IDS)
     def search(self, query: tuple[int, int], limit: int, group: int | None, exclude: str | None) -> None:
@@ -107,12 +122,25 @@ class CollectionMachine(RuleBasedStateMachine):
         ]
         info = self.collection.info()
         assert info.count == len(self.model)
-        assert info.tombstones <= 0.4 * (info.count + info.tombstones)
+
+
+def open_catalog(root: Path) -> Catalog:
+    """With segments of a few rows, written when the test asks for it."""
+    settings = IndexSettings(compact_ratio=0.4, threads=1, segment_rows=4, merge_idle_s=0.001)
+    return Catalog(root, settings, maintenance=False)
+
+
+def damage(file: Path, place: float) -> None:
+    """Change one byte, or cut the file off there."""
+    content = bytearray(file.read_bytes())
+    at = int(place * len(content))
+    content[at] ^= 0x55
+    file.write_bytes(content if at % 2 else content[:at])
 
 
 def filter_on(group: int | None) -> dict[str, Any]:
     return {} if group is None else {"must": [{"key": "group", "match": {"value": group}}]}
 
 
-CollectionMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+CollectionMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestCollection = CollectionMachine.TestCase

@@ -37,9 +37,9 @@ def test_state_and_rows_come_back_after_reopening(store: Store) -> None:
     again = Store(store.directory)
     with again.snapshot() as reader:
         assert (reader.version, reader.created(), reader.spec().dimensions) == (1, 12, 2)
-        rowids, vectors = reader.vectors(2)
-        assert rowids.tolist() == [1, 2]
-        assert vectors.tolist() == [[1, 1], [2, 2]]
+        assert reader.rowids().tolist() == [1, 2]
+        assert reader.vectors(reader.rowids(), 2).tolist() == [[1, 1], [2, 2]]
+        assert reader.vectors(np.array([2]), 2).tolist() == [[2, 2]]
         record = reader.find("a", ALL)
         assert record
         assert record.vector is not None
@@ -75,7 +75,7 @@ def test_rows_that_matched_are_removed_unless_they_were_written_again(store: Sto
         assert writer.remove_rows(matching).tolist() == []
     with store.snapshot() as reader:
         assert [record.id for _, record in reader.after(0, 9, frozenset())] == ["again", "new"]
-        assert reader.vectors(2)[0].tolist() == [5, 6]
+        assert reader.rowids().tolist() == [5, 6]
 
 
 def test_a_snapshot_does_not_see_later_writes_nor_wait_for_them(store: Store) -> None:
@@ -108,7 +108,7 @@ def test_the_log_stays_bounded_while_somebody_always_reads(
 
     def read() -> None:
         with store.snapshot() as reader:
-            reader.vectors(2)
+            reader.vectors(reader.rowids(), 2)
 
     with running(read, read, read):
         for number in range(80):
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_told(store: Store, offset: int) -> None:
         damaged = Store(store.directory)
         try:
             with damaged.snapshot() as reader:
-                reader.vectors(2)
+                reader.vectors(reader.rowids(), 2)
         finally:
             damaged.close(CLOSED)
 
@@ -169,7 +169,7 @@ def test_vectors_of_another_length_are_damage(store: Store) -> None:
     with store.transaction() as writer:
         writer.put([row("a")])
     with store.snapshot() as reader, pytest.raises(IndexUnavailable, match="damaged"):
-        reader.vectors(3)
+        reader.vectors(reader.rowids(), 3)
 
 
 def test_a_database_of_a_newer_release_is_left_alone(store: Store) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from index.ann import FlatView
+from index.flat import FlatRows
 from index.items import Rowids, Vectors
 from index.spec import Metric
 
@@ -14,8 +14,8 @@ def random(n: int, d: int = 16, seed: int = 0) -> Vectors:
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
 
 
-def view_of(vectors: Vectors, metric: Metric = "dot", first: int = 1) -> FlatView:
-    return FlatView(np.arange(first, first + len(vectors)), vectors, metric, threads=1)
+def view_of(vectors: Vectors, metric: Metric = "dot", first: int = 1) -> FlatRows:
+    return FlatRows(np.arange(first, first + len(vectors)), vectors, metric, threads=1)
 
 
 def expected(vectors: Vectors, queries: Vectors, metric: Metric) -> Vectors:

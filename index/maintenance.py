@@ -1,0 +1,84 @@
+"""Work on collections in the background: moving rows into segments, merging those, dropping tombstones."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from index.view import View
+
+if TYPE_CHECKING:
+    from index.collection import Collection
+
+POLL_S: Final = 0.5
+RETRY_S: Final = 60.0
+"""After a failure, such as a full disk."""
+IDLE_SHARE: Final = 10
+"""In quiet times smaller segments join the largest once they hold one row in so many."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rewrite the segments `first` to `last` (exclusive), and the tail if so, as one segment."""
+
+    first: int
+    last: int
+    tail: bool
+
+
+def due(view: View, *, segment_rows: int, compact_ratio: float, idle: bool) -> Work | None:
+    """What should be rewritten now, if anything.
+
+    A full tail becomes a segment, together with the segments before it that are no larger than
+    what has come together so far: so the sizes at least double from one to the next older, there are
+    few segments, and a row is rewritten a logarithmic number of times.
+    """
+    segments = view.segments
+    living = view.tail.size - view.tail.tombstones
+    if living >= segment_rows:
+        first, rows = len(segments), living
+        while first and segments[first - 1].living <= rows:
+            first -= 1
+            rows += segments[first].living
+        return Work(first, len(segments), tail=True)
+    for place, part in enumerate(segments):
+        if part.size - part.living > compact_ratio * part.size:
+            return Work(place, place + 1, tail=False)
+    if idle and len(segments) > 1:
+        sizes = [part.living for part in segments]
+        if (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes):
+            return Work(0, len(segments), tail=False)
+    return None
+
+
+class Maintenance:
+    """A thread that does what is due in every collection until it is stopped."""
+
+    def __init__(self, collections: Callable[[], Iterable["Collection"]]) -> None:
+        self._collections = collections
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="index-maintenance", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns once the work under way was given up, which is soon except while training."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause_until: dict[int, float] = {}
+        while not self._stop.wait(POLL_S):
+            for collection in self._collections():
+                if time.monotonic() < pause_until.get(id(collection), 0):
+                    continue
+                try:
+                    while collection.maintain(self._stop.is_set) and not self._stop.is_set():
+                        pass
+                except Exception as error:
+                    # Searches and writes go on without it; `info` shows the reason.
+                    logger.warning("maintenance of %r failed: %s", collection.spec.name, error)
+                    pause_until[id(collection)] = time.monotonic() + RETRY_S

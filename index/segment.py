@@ -1,0 +1,171 @@
+"""Segments: rows that no longer change, on disk with the index that finds them; and which are alive."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from index.ann import AnnKind, candidates
+from index.flat import Mask, Scores, bits, nearest
+from index.items import Rowids, Vectors
+from index.spec import Metric
+
+QUERIES_AT_ONCE = 64
+"""Whose candidates are gathered together: 20 for each, of 512 float32, are 2.6 MB, which caches hold."""
+EXACT_SHARE = 20
+"""A search that wants more than one row in so many is exact: it is no slower then."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows."""
+
+    effort: int
+    recall: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Immutable rows, ascending by rowid, of adjacent writes. `vectors` [n, d] may be a mapped file."""
+
+    number: int
+    rowids: Rowids
+    vectors: Vectors
+    metric: Metric
+    threads: int
+    kind: AnnKind | None = None  # None: exact search
+    index: faiss.Index | None = None
+    tuning: Tuning | None = None
+    index_bytes: int = 0
+
+    @property
+    def first(self) -> int:
+        return int(self.rowids[0])
+
+    @property
+    def last(self) -> int:
+        return int(self.rowids[-1])
+
+
+class SegmentView:
+    """A segment and which of its rows are alive after one write; immutable."""
+
+    def __init__(self, segment: Segment, alive: Mask) -> None:
+        self.segment = segment
+        self.alive = alive
+        self.living = int(np.count_nonzero(alive))
+
+    @property
+    def size(self) -> int:
+        return len(self.alive)
+
+    @property
+    def nbytes(self) -> int:
+        """In memory of our own: without the mapped vectors, which the system may drop and read again."""
+        return self.segment.index_bytes + int(self.segment.rowids.nbytes + self.alive.nbytes)
+
+    @property
+    def living_rowids(self) -> Rowids:
+        return self.segment.rowids[self.alive]
+
+    def holds(self, rowids: Rowids) -> Mask:
+        """Which of these rowids lie in the segment's range: those are its, for ranges never overlap."""
+        return (rowids >= self.segment.first) & (rowids <= self.segment.last)
+
+    def without(self, rowids: Rowids) -> Self:
+        alive = self.alive.copy()
+        alive[np.searchsorted(self.segment.rowids, rowids)] = False
+        return type(self)(self.segment, alive)
+
+    @cached_property
+    def _alive_bits(self) -> NDArray[np.uint8]:
+        return bits(self.alive)
+
+    def search(
+        self, queries: Vectors, limit: int, among: Rowids | None, exact: bool, effort: int | None = None
+    ) -> tuple[Scores, Rowids]:
+        """As `FlatRows.search`; `exact` asks for the true nearest, `effort` overrides what was tuned.
+
+        The best row for each query [q, d] first: scores and rowids, both [q, k], k being `limit` or, if
+        fewer, the rows that are alive and `among` the given. Scores are exact under every kind.
+        """
+        segment = self.segment
+        positions = None if among is None else np.searchsorted(segment.rowids, among)
+        survivors = self.living if positions is None else len(positions)
+        limit = max(0, min(limit, survivors))
+        if limit == 0 or len(queries) == 0:
+            return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
+        if segment.kind and not exact:
+            effort = effort or (segment.tuning.effort if segment.tuning else 0)
+            if self._approximates(segment.kind, survivors, limit, effort):
+                return self._approximate(segment.kind, queries, limit, positions, survivors, effort)
+        return self._exact(queries, limit, positions)
+
+    def _approximates(self, kind: AnnKind, survivors: int, limit: int, effort: int) -> bool:
+        # An approximate search has to look at size/survivors times as many rows to find as many that
+        # pass; from where that costs more than comparing the survivors one by one, it is not used.
+        scarce = survivors**2 < self.size * kind.cost(self.size, effort)
+        return not (scarce and survivors < self.size) and limit * kind.oversample * EXACT_SHARE < self.size
+
+    def _exact(self, queries: Vectors, limit: int, positions: Rowids | None) -> tuple[Scores, Rowids]:
+        segment, selector = self.segment, self._selector(positions)
+        scores, rows = nearest(queries, segment.vectors, limit, segment.metric, segment.threads, selector)
+        return scores, np.where(rows < 0, -1, segment.rowids[rows])
+
+    def _selector(self, positions: Rowids | None) -> faiss.IDSelector | None:
+        if positions is not None:
+            return faiss.IDSelectorArray(positions)
+        if self.living == self.size:
+            return None
+        return faiss.IDSelectorBitmap(self._alive_bits)  # type: ignore[call-arg, arg-type]
+
+    def _approximate(
+        self,
+        kind: AnnKind,
+        queries: Vectors,
+        limit: int,
+        positions: Rowids | None,
+        survivors: int,
+        effort: int,
+    ) -> tuple[Scores, Rowids]:
+        segment = self.segment
+        assert segment.index is not None
+        selector = self._selector(None)
+        if positions is not None:
+            chosen = np.zeros(self.size, np.bool_)
+            chosen[positions] = True
+            selector = faiss.IDSelectorBitmap(bits(chosen))  # type: ignore[call-arg, arg-type]
+        effort = -(-effort * self.size // survivors)  # rounded up
+        count = min(survivors, limit * kind.oversample)
+        found = candidates(segment.index, kind, queries, count, effort, segment.threads, selector)
+        scores, rows = best_of(queries, segment.vectors, found, limit, segment.metric)
+        # A graph may leave rows that no path leads to, and few lists may hold too few rows that pass.
+        short = np.flatnonzero(rows[:, -1] < 0)
+        rowids = np.where(rows < 0, -1, segment.rowids[rows])
+        if len(short):
+            scores[short], rowids[short] = self._exact(queries[short], limit, positions)
+        return scores, rowids
+
+
+def best_of(
+    queries: Vectors, vectors: Vectors, found: Rowids, limit: int, metric: Metric
+) -> tuple[Scores, Rowids]:
+    """The best `limit` of the candidates `found` [q, c] by exact score: scores, positions (-1: none)."""
+    scores = np.empty((len(queries), limit), np.float32)
+    positions = np.empty((len(queries), limit), np.int64)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        rows = vectors[found[part]]  # [q, c, d]
+        if metric == "l2":
+            rows = rows - queries[part, None]
+            exact = -np.einsum("qcd,qcd->qc", rows, rows)
+        else:
+            exact = np.einsum("qcd,qd->qc", rows, queries[part])
+        exact[found[part] < 0] = -np.inf
+        order = np.argsort(-exact, axis=1, kind="stable")[:, :limit]
+        scores[part] = np.take_along_axis(exact, order, axis=1)
+        positions[part] = np.take_along_axis(found[part], order, axis=1)
+    return scores, positions

@@ -1,0 +1,286 @@
+"""Segments on disk: written whole or not at all, checked before use, never the only copy of anything."""
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+import faiss
+import numpy as np
+
+from index.ann import KINDS, AnnKind, Stop
+from index.evaluate import tuned
+from index.items import Rowids, Vectors
+from index.segment import Segment, Tuning
+from index.spec import CollectionSpec
+
+DIRECTORY: Final = "ann"
+MANIFEST: Final = "manifest.json"
+ROWIDS, VECTORS, INDEX = "rowids.npy", "vectors.npy", "index.faiss"
+UNFINISHED: Final = ".unfinished"
+FORMAT: Final = 1
+HEADER_BYTES: Final = 128  # of numpy, with the padding it leaves for the count to grow
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(Exception):  # noqa: N818
+    """A snapshot that cannot be used, and why. It is rebuilt from the database, which has everything."""
+
+
+class _Writer:
+    """A new file, its size and CRC-32 so far. Raises OSError as soon as the disk is full.
+
+    Not a mapping: on a full disk that would end the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self.size = self.crc = 0
+
+    def __call__(self, data: Any) -> int:
+        self._file.write(data)
+        size = memoryview(data).nbytes
+        self.size, self.crc = self.size + size, zlib.crc32(data, self.crc)
+        return size
+
+    def finish(self) -> dict[str, int]:
+        """Have it on disk; its size and checksum for the manifest."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self.size, "crc32": self.crc}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # of what is still in its buffer; `finish` has raised it
+            self._file.close()
+
+
+class Snapshots:
+    """The segments of one collection, each in a directory of its number under `ann/`.
+
+    Of segments whose ranges of rowids overlap the one with the highest number counts: it was made
+    from the others, which a crash kept from being deleted.
+    """
+
+    def __init__(self, collection: Path, spec: CollectionSpec, threads: int) -> None:
+        self._root = collection / DIRECTORY
+        self._spec = spec
+        self._threads = threads
+
+    def write(
+        self,
+        rows: Iterable[tuple[Rowids, Vectors]],
+        kind: AnnKind | None,
+        *,
+        threads: int,
+        target_recall: float,
+        stop: Stop,
+    ) -> Segment:
+        """A new segment of `rows`, in chunks ascending by rowid; on disk when this returns.
+
+        Raises:
+            OSError: the disk is full or read-only. Nothing is left behind.
+            Stopped: as `stop` wanted.
+        """
+        self._root.mkdir(exist_ok=True)
+        numbers = [int(path.name) for path in self._root.iterdir() if path.name.isdigit()]
+        number = max(numbers, default=0) + 1
+        unfinished = self._root / UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            segment, manifest = self._write(unfinished, number, rows, kind, threads, target_recall, stop)
+            with _Writer(unfinished / MANIFEST) as write:
+                write(json.dumps(manifest, indent=1).encode())
+                write.finish()
+            sync_directory(unfinished)
+            unfinished.rename(self._directory(number))
+            sync_directory(self._root)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        return segment
+
+    def _write(
+        self,
+        directory: Path,
+        number: int,
+        rows: Iterable[tuple[Rowids, Vectors]],
+        kind: AnnKind | None,
+        threads: int,
+        target_recall: float,
+        stop: Stop,
+    ) -> tuple[Segment, dict[str, Any]]:
+        files: dict[str, dict[str, int]] = {}
+        written = []
+        header = bytes(HEADER_BYTES)  # its place: numpy's header names the number of rows
+        with _Writer(directory / VECTORS) as write:
+            write(header)
+            for rowids, vectors in rows:
+                written.append(rowids)
+                write(np.ascontiguousarray(vectors, "<f4").data)
+            write.finish()
+        rowids = np.concatenate(written)
+        files[VECTORS] = _put_header(directory / VECTORS, (len(rowids), self._spec.dimensions))
+        with _Writer(directory / ROWIDS) as write:
+            np.lib.format.write_array(_AsFile(write), rowids.astype("<i8"))
+            files[ROWIDS] = write.finish()
+        mapped = np.load(directory / VECTORS, mmap_mode="r")
+        index, tuning = None, None
+        if kind:
+            index = kind.build(mapped, self._spec.metric, threads, stop)
+            with _Writer(directory / INDEX) as write:
+                target = faiss.PyCallbackIOWriter(write, BYTES_AT_ONCE)  # type: ignore[attr-defined]
+                faiss.write_index(index, target)
+                files[INDEX] = write.finish()
+        segment = Segment(
+            number,
+            rowids,
+            mapped,
+            self._spec.metric,
+            self._threads,
+            kind,
+            index,
+            index_bytes=files[INDEX]["bytes"] if kind else 0,
+        )
+        if kind:
+            tuning = tuned(segment, target_recall)
+            segment = Segment(**{**vars(segment), "tuning": tuning})
+        manifest = {
+            "format": FORMAT,
+            "kind": kind.name if kind else "flat",
+            "metric": self._spec.metric,
+            "dimensions": self._spec.dimensions,
+            "rows": len(rowids),
+            "first_row": segment.first,
+            "last_row": segment.last,
+            "tuning": tuning and asdict(tuning),
+            "files": files,
+        }
+        return segment, manifest
+
+    def load(self) -> list[Segment]:
+        """The newest valid segments, ascending by rowid. What is damaged, or was absorbed, is removed."""
+        chosen: list[Segment] = []
+        if not self._root.is_dir():
+            return chosen
+        for path in sorted(self._root.iterdir(), key=_number, reverse=True):
+            try:
+                segment = self._read(path)
+            except Damaged as damage:
+                logger.warning("snapshot %s of %r is not used: %s", path.name, self._spec.name, damage)
+            else:
+                if all(segment.last < other.first or segment.first > other.last for other in chosen):
+                    chosen.append(segment)
+                    continue
+            shutil.rmtree(path, ignore_errors=True)  # a read-only directory keeps it; it is never used
+        return sorted(chosen, key=lambda segment: segment.first)
+
+    def remove(self, segment: Segment) -> None:
+        """Delete a segment's files; searches that still run on it keep them until they end."""
+        shutil.rmtree(self._directory(segment.number), ignore_errors=True)
+
+    def problems(self) -> Iterator[str]:
+        """What `load` would refuse, and why; reads every file."""
+        with suppress(FileNotFoundError):
+            for path in sorted(self._root.iterdir(), key=_number):
+                try:
+                    self._read(path)
+                except Damaged as damage:
+                    yield f"snapshot {path.name}: {damage}"
+
+    def _directory(self, number: int) -> Path:
+        return self._root / f"{number:06}"
+
+    def _read(self, directory: Path) -> Segment:
+        """Raises Damaged for anything but a whole snapshot of this collection."""
+        try:
+            manifest = json.loads((directory / MANIFEST).read_bytes())
+            if manifest["format"] != FORMAT:
+                raise Damaged(f"its format is {manifest['format']}, this release reads {FORMAT}")
+            shape = manifest["metric"], manifest["dimensions"]
+            if shape != (self._spec.metric, self._spec.dimensions):
+                raise Damaged("it belongs to a collection with other settings")
+            for name, expected in manifest["files"].items():
+                _check(directory / name, expected)
+            kind = KINDS.get(manifest["kind"])
+            index = faiss.read_index(str(directory / INDEX)) if kind else None
+            rowids: Rowids = np.load(directory / ROWIDS)
+            vectors: Vectors = np.load(directory / VECTORS, mmap_mode="r")
+            rows = manifest["rows"]
+            if (len(rowids), vectors.shape) != (rows, (rows, self._spec.dimensions)) or rows == 0:
+                raise Damaged("its files do not fit each other")
+            if index is not None and index.ntotal != rows:
+                raise Damaged("its index does not fit its rows")
+            return Segment(
+                _number(directory),
+                rowids,
+                vectors,
+                self._spec.metric,
+                self._threads,
+                kind,
+                index,
+                Tuning(**manifest["tuning"]) if manifest["tuning"] else None,
+                manifest["files"][INDEX]["bytes"] if kind else 0,
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise Damaged(f"it cannot be read: {error}") from error
+
+
+class _AsFile:
+    """What `numpy.lib.format` writes an array to."""
+
+    def __init__(self, write: _Writer) -> None:
+        self.write = write
+
+
+def _put_header(path: Path, shape: tuple[int, int]) -> dict[str, int]:
+    """Put numpy's header into the room left for it; the file's size and checksum."""
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        assert file.tell() == HEADER_BYTES
+        file.flush()
+        os.fsync(file.fileno())
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "crc32": _crc(file)}
+
+
+def _check(path: Path, expected: dict[str, int]) -> None:
+    if (size := path.stat().st_size) != expected["bytes"]:
+        raise Damaged(f"{path.name} has {size} bytes and not {expected['bytes']}")
+    with path.open("rb") as file:
+        if _crc(file) != expected["crc32"]:
+            raise Damaged(f"{path.name} does not have the checksum it was written with")
+
+
+def _crc(file: BinaryIO) -> int:
+    crc = 0
+    while block := file.read(BYTES_AT_ONCE):
+        crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _number(path: Path) -> int:
+    return int(path.name) if path.name.isdigit() else -1
+
+
+def sync_directory(path: Path) -> None:
+    """Make new and renamed entries of a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

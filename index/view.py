@@ -1,0 +1,136 @@
+"""All vectors of a collection as they stand after one write: segments, and the rows written since."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+import numpy as np
+
+from index.flat import FlatRows, Mask, Scores
+from index.items import Rowids, Vectors
+from index.segment import Segment, SegmentView
+
+NO_ROWIDS: Rowids = np.empty(0, np.int64)
+MAX_ROWID = 2**63 - 1
+ROWS_AT_ONCE = 8192
+
+
+class View:
+    """Immutable, so searches on it need no lock. `segments` ascend by rowid, and none overlap.
+
+    A write derives the next view from the newest one; only one thread may do that at a time.
+    """
+
+    def __init__(self, segments: Sequence[SegmentView], tail: FlatRows) -> None:
+        self.segments = tuple(segments)
+        self.tail = tail
+
+    @property
+    def kind(self) -> str:
+        """What most rows are searched by."""
+        if not self.segments:
+            return "flat"
+        largest = max(self.segments, key=lambda part: part.size).segment
+        return largest.kind.name if largest.kind else "flat"
+
+    @property
+    def size(self) -> int:
+        """Rows held, tombstones included."""
+        return self.tail.size + sum(part.size for part in self.segments)
+
+    @property
+    def tombstones(self) -> int:
+        return self.tail.tombstones + sum(part.size - part.living for part in self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tail.nbytes + sum(part.nbytes for part in self.segments)
+
+    def search(
+        self,
+        queries: Vectors,
+        limit: int,
+        among: Rowids | None = None,
+        exact: bool = False,
+        efforts: Mapping[str, int] | None = None,
+    ) -> tuple[Scores, Rowids]:
+        """The best rows for each query [q, d], best first: scores and rowids, both [q, k].
+
+        k is `limit` or, if fewer, the rows there are. A higher score is nearer: the inner product
+        under cosine and dot, the squared distance negated under l2. `among` (ascending, each alive
+        in this view) limits the search to those rows; `exact` asks for the true nearest; `efforts`
+        override what was tuned, by their names (`ef_search`, `nprobe`).
+        """
+        found = []
+        rest = among
+        for part in self.segments:
+            inside = None
+            if rest is not None:
+                held = part.holds(rest)
+                inside, rest = rest[held], rest[~held]
+            kind = part.segment.kind
+            effort = efforts.get(kind.effort) if efforts and kind and kind.effort else None
+            found.append(part.search(queries, limit, inside, exact, effort))
+        found.append(self.tail.search(queries, limit, rest))
+        found = [part for part in found if part[0].shape[1]] or found[-1:]
+        if len(found) == 1:
+            return found[0]
+        scores = np.concatenate([scores for scores, _ in found], axis=1)
+        rowids = np.concatenate([rowids for _, rowids in found], axis=1)
+        scores[rowids < 0] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :limit]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rowids, best, axis=1)
+
+    def replace(self, removed: Rowids, added: Rowids, vectors: Vectors) -> Self:
+        """The next view: without `removed`, with `vectors` [n, d] under `added`, ascending and new."""
+        segments = []
+        for part in self.segments:
+            held: Mask = part.holds(removed)
+            segments.append(part.without(removed[held]) if held.any() else part)
+            removed = removed[~held]
+        return type(self)(segments, self.tail.replace(removed, added, vectors))
+
+    def with_compact_tail(self) -> Self:
+        """The same, without the tombstones of the rows in memory."""
+        return type(self)(self.segments, self.tail.compacted())
+
+    def rows(self, first: int, last: int, tail: bool) -> Iterator[tuple[Rowids, Vectors]]:
+        """The living rows of the segments first to last (exclusive), and of the tail, in chunks."""
+        parts = [
+            (part.segment.rowids, part.segment.vectors, part.alive) for part in self.segments[first:last]
+        ]
+        if tail:
+            parts.append((self.tail.rowids, self.tail.vectors, self.tail.alive))
+        for rowids, vectors, alive in parts:
+            for start in range(0, len(rowids), ROWS_AT_ONCE):
+                chunk = slice(start, start + ROWS_AT_ONCE)
+                if alive[chunk].any():
+                    yield rowids[chunk][alive[chunk]], vectors[chunk][alive[chunk]]
+
+    def absorbed(self, first: int, last: int, up_to: int, segment: Segment | None) -> Self:
+        """The same rows, those of segments first to last (exclusive) now in `segment`.
+
+        So are the tail's up to the rowid `up_to`. Rows removed since the segment was made are its
+        tombstones. None in place of a segment: no row was left.
+        """
+        living = [part.living_rowids for part in self.segments[first:last]]
+        living.append(self.tail.rowids[self.tail.alive & (self.tail.rowids <= up_to)])
+        segments = [*self.segments[:first], *self.segments[last:]]
+        if segment:
+            alive = np.isin(segment.rowids, np.concatenate(living), assume_unique=True)
+            segments.insert(first, SegmentView(segment, alive))
+        return type(self)(segments, self.tail.compacted(after=up_to) if up_to else self.tail)
+
+
+def restored(segments: Sequence[Segment], stored: Rowids) -> tuple[list[SegmentView], Rowids]:
+    """Segments as the database stands, whose rowids are `stored` (ascending), and the rowids in none.
+
+    Where rows are in no segment, because one was damaged, the segments after those rows are left out
+    as well: rows stay in the order of their rowids.
+    """
+    missing = np.ones(len(stored), np.bool_)
+    for segment in segments:
+        missing &= ~np.isin(stored, segment.rowids, assume_unique=True)
+    first_missing = int(stored[missing][0]) if missing.any() else MAX_ROWID
+    kept = [segment for segment in segments if segment.last < first_missing]
+    views = [SegmentView(segment, np.isin(segment.rowids, stored, assume_unique=True)) for segment in kept]
+    return views, stored[stored > kept[-1].last] if kept else stored

@@ -1,0 +1,161 @@
+"""Every kind of index on a few thousand clustered vectors: recall, filters, deletions, restarts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from configs.settings import IndexSettings
+from index.ann import AUTO, KINDS, kind_for
+from index.catalog import Catalog
+from index.collection import Collection
+from index.evaluate import recall
+from index.items import Item, Vectors
+from index.spec import CollectionSpec, Kind, Metric
+
+COUNT, DIMENSIONS = 3000, 32
+SETTINGS = IndexSettings(threads=1, segment_rows=1500, merge_idle_s=0.001, target_recall=0.95)
+APPROXIMATE = [kind for kind in get_args(Kind) if kind not in ("auto", "flat")]
+
+
+def clustered(count: int, seed: int) -> Vectors:
+    """Rows around a hundred centres, which are the same under every seed."""
+    centres = np.random.default_rng(0).standard_normal((100, DIMENSIONS))
+    random = np.random.default_rng(seed)
+    rows = centres[random.integers(0, 100, count)] + 0.3 * random.standard_normal((count, DIMENSIONS))
+    return rows.astype(np.float32)
+
+
+def filled(catalog: Catalog, kind: Kind, metric: Metric = "cosine", count: int = COUNT) -> Collection:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric=metric))
+    vectors = clustered(count, seed=1)
+    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(count)])
+    while collection.maintain():
+        pass
+    return collection
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        yield catalog
+
+
+def scores(collection: Collection, queries: Vectors, exact: bool, below: int | None = None) -> Vectors:
+    """Of the ten nearest, under a filter on the row number if so."""
+    filter = {"must": [{"key": "row", "range": {"lt": below}}]} if below else None
+    found = collection.search(queries, 10, exact=exact, filter=filter)
+    assert all(below is None or (hit.metadata or {})["row"] < below for hits in found for hit in hits)
+    assert all(len({hit.id for hit in hits}) == 10 for hits in found)
+    return np.array([[hit.score for hit in hits] for hits in found], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        *((kind, "cosine") for kind in APPROXIMATE),
+        *((kind, "l2") for kind in APPROXIMATE if kind != "ivf-pq"),  # whose training takes seconds
+    ],
+)
+def test_recall_is_what_was_asked_for(catalog: Catalog, kind: Kind, metric: Metric) -> None:
+    count = max(COUNT, KINDS[kind].least_rows)
+    collection, queries = filled(catalog, kind, metric, count), clustered(100, seed=2)
+    info = collection.info()
+    assert (info.actual_kind, info.state, info.segments, info.count) == (kind, "ready", 1, count)
+    assert info.recall is not None
+    assert info.recall >= 0.95
+    for below in (None, 2000, 1000, 100):
+        found, true = (scores(collection, queries, exact, below) for exact in (False, True))
+        assert recall(found, true) >= 0.92  # 1000 neighbours: three standard errors below the target
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_what_was_deleted_is_never_found_and_what_was_written_always(catalog: Catalog, kind: Kind) -> None:
+    collection, vectors = filled(catalog, kind), clustered(COUNT, seed=1)
+    collection.delete(str(row) for row in range(400))
+    collection.upsert([Item(str(row), -vectors[row]) for row in range(400, 500)])
+    for row in (0, 399):
+        assert str(row) not in {hit.id for hit in collection.search([vectors[row]], 20)[0]}
+    for row in (400, 499):
+        (hits,) = collection.search([-vectors[row]], 20)
+        assert hits[0].id == str(row)
+        assert hits[0].score == pytest.approx(1, abs=1e-5)
+    assert collection.info().tombstones == 500
+
+
+def test_a_limit_above_the_living_gives_every_one(catalog: Catalog) -> None:
+    collection = filled(catalog, "hnsw")
+    collection.delete(str(row) for row in range(10, COUNT))
+    (hits,) = collection.search(clustered(1, seed=2), 100)
+    assert {hit.id for hit in hits} == set(map(str, range(10)))
+
+
+def test_tombstones_go_in_the_background(catalog: Catalog) -> None:
+    collection = filled(catalog, "hnsw")
+    before = collection.info()
+    collection.delete(str(row) for row in range(2000))
+    assert collection.info().state == "building"
+    while collection.maintain():
+        pass
+    after = collection.info()
+    assert (after.count, after.tombstones, after.state) == (1000, 0, "ready")
+    assert after.bytes_in_memory < before.bytes_in_memory * 0.4
+    collection.delete(str(row) for row in range(2000, COUNT))
+    while collection.maintain():
+        pass
+    assert (collection.info().segments, collection.info().count) == (0, 0)
+    assert collection.search(clustered(1, seed=2)) == [[]]
+
+
+def test_rows_written_while_building_are_found_all_the_time(catalog: Catalog) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+    vectors, extra = clustered(COUNT, seed=1), clustered(5, seed=3)
+    collection.upsert([Item(str(row), vectors[row]) for row in range(COUNT)])
+    written = iter(range(5))
+
+    def write_meanwhile() -> bool:
+        """The builder asks whether to stop; a write of another thread comes at that moment."""
+        if (row := next(written, None)) is not None:
+            collection.upsert([Item(f"extra{row}", extra[row])])
+            collection.delete([str(row)])
+        return False
+
+    assert collection.maintain(write_meanwhile)
+    done = 5 - len(list(written))
+    assert done
+    for row in range(done):
+        assert collection.search([extra[row]], 1)[0][0].id == f"extra{row}"
+        assert str(row) not in {hit.id for hit in collection.search([vectors[row]], 20)[0]}
+    assert collection.info().count == COUNT
+
+
+def test_building_stops_when_asked_and_starts_again(catalog: Catalog) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+    collection.upsert([Item(str(row), row_) for row, row_ in enumerate(clustered(COUNT, seed=1))])
+    assert not collection.maintain(lambda: True)
+    assert collection.info().actual_kind == "flat"
+    assert collection.maintain()
+    assert collection.info().actual_kind == "hnsw"
+
+
+def test_settings_override_what_was_measured(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((COUNT, DIMENSIONS), np.float32)
+    reached = []
+    for nprobe in (None, 1):
+        settings = SETTINGS.model_copy(update={"nprobe": nprobe})
+        with Catalog(tmp_path / str(nprobe), settings, maintenance=False) as catalog:
+            collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="ivf"))
+            collection.upsert([Item(str(row), noise[row]) for row in range(COUNT)])
+            assert collection.maintain()
+            found, true = (scores(collection, noise[:100] + 1, exact) for exact in (False, True))
+            reached.append(recall(found, true))
+    assert reached[0] > 0.85
+    assert reached[1] < 0.5
+
+
+def test_auto_chooses_by_size() -> None:
+    assert kind_for("auto", AUTO[0][0] - 1) is None
+    assert [kind.name for most, _ in AUTO if (kind := kind_for("auto", most))] == ["hnsw", "ivf"]
+    assert kind_for("ivf-pq", 10) is None

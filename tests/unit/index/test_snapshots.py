@@ -1,0 +1,166 @@
+"""Snapshots of segments: used after a restart, and rebuilt from the database when anything is wrong."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.settings import IndexSettings
+from index import snapshots
+from index.catalog import Catalog
+from index.collection import Collection
+from index.errors import IndexUnavailable
+from index.items import Item
+from index.spec import CollectionSpec
+from tests.unit.index.test_kinds import COUNT, DIMENSIONS, clustered
+
+SETTINGS = IndexSettings(threads=1, segment_rows=1000, merge_idle_s=1000)
+VECTORS = clustered(COUNT, seed=1)
+
+
+def fill(root: Path) -> None:
+    """Two segments, 400 rows after them, ten deleted and ten replaced in the first."""
+    with Catalog(root, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        for first, last in ((0, 1600), (1600, 2600), (2600, COUNT)):
+            collection.upsert([Item(str(row), VECTORS[row]) for row in range(first, last)])
+            collection.maintain()
+        collection.delete(map(str, range(10)))
+        collection.upsert([Item(str(row), -VECTORS[row]) for row in range(10, 20)])
+
+
+def assert_whole(collection: Collection) -> None:
+    """Every item is found by its own vector, and what was deleted or replaced is not."""
+    assert collection.info().count == COUNT - 10
+    expected = np.concatenate([-VECTORS[10:20], VECTORS[20:]])
+    found = collection.search(expected, 1, exact=True)
+    assert [hits[0].id for hits in found] == [str(row) for row in range(10, COUNT)]
+    assert all(hits[0].score == pytest.approx(1, abs=1e-5) for hits in found)
+    old = collection.search(VECTORS[:20], 1)
+    assert all(hits[0].score < 0.9999 for hits in old)
+
+
+def segments(root: Path) -> list[Path]:
+    return sorted((root / "c" / "ann").iterdir())
+
+
+def test_a_restart_uses_the_snapshots_and_adds_what_came_after(tmp_path: Path) -> None:
+    fill(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "ann").rglob("*")}
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        info = catalog.get("c").info()
+        assert (info.segments, info.actual_kind, info.tombstones) == (2, "hnsw", 20)
+        assert info.recall is not None
+        assert_whole(catalog.get("c"))
+        assert not catalog.get("c").maintain()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "ann").rglob("*")}
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
+@pytest.mark.parametrize("file", ["manifest.json", "vectors.npy", "rowids.npy", "index.faiss"])
+@pytest.mark.parametrize("segment", [0, 1])
+def test_a_damaged_snapshot_is_rebuilt(
+    tmp_path: Path, segment: int, file: str, damage: Callable[[Path], None]
+) -> None:
+    fill(tmp_path)
+    if (file, damage) == ("manifest.json", flip):  # a flipped bit can leave it valid JSON of another meaning
+        manifest = segments(tmp_path)[segment] / file
+        manifest.write_text(manifest.read_text().replace('"crc32": ', '"crc32": 1'))
+    else:
+        damage(segments(tmp_path)[segment] / file)
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.get("c")
+        assert collection.info().segments == segment  # those before it are still good
+        assert_whole(collection)
+        while collection.maintain():
+            pass
+        assert_whole(collection)
+        assert collection.info().segments == segment + 1
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == segment + 1
+        assert_whole(catalog.get("c"))
+
+
+def test_what_a_crash_left_unfinished_or_undeleted_is_ignored(tmp_path: Path) -> None:
+    fill(tmp_path)
+    first, second = segments(tmp_path)
+    shutil.copytree(first, tmp_path / "kept")
+    (tmp_path / "c" / "ann" / ".unfinished").mkdir()
+    (tmp_path / "c" / "ann" / ".unfinished" / "vectors.npy").write_bytes(b"half")
+    settings = SETTINGS.model_copy(update={"merge_idle_s": 0.001})
+    with Catalog(tmp_path, settings, maintenance=False) as catalog:
+        while catalog.get("c").maintain():
+            pass
+        assert catalog.get("c").info().segments == 1
+    assert not first.exists()
+    assert not second.exists()
+    shutil.move(tmp_path / "kept", first)  # as if the crash had come before it was deleted
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 1
+        assert_whole(catalog.get("c"))
+    assert len(segments(tmp_path)) == 1
+
+
+def test_snapshots_of_other_settings_are_not_used(tmp_path: Path) -> None:
+    fill(tmp_path)
+    manifest = segments(tmp_path)[0] / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "metric": "l2"}))
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 0
+        assert_whole(catalog.get("c"))
+
+
+def test_a_full_disk_while_building_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(snapshots._Writer):
+        """Writes as to a disk with room for 100 KB."""
+
+        def __call__(self, data: bytes) -> int:
+            if self.size > 100_000:
+                raise OSError(28, "No space left on device")
+            return super().__call__(data)
+
+    monkeypatch.setattr(snapshots, "_Writer", FullDisk)
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(COUNT)])
+        with pytest.raises(IndexUnavailable, match="No space left"):
+            collection.maintain()
+        info = collection.info()
+        assert (info.count, info.segments, info.state) == (COUNT, 0, "building")
+        assert info.problem is not None
+        assert "No space left" in info.problem
+        assert list((tmp_path / "c" / "ann").iterdir()) == []
+        assert collection.search([VECTORS[7]], 1)[0][0].id == "7"
+        monkeypatch.undo()
+        assert collection.maintain()
+        assert (collection.info().segments, collection.info().problem) == (1, None)
+
+
+def test_the_background_builds_by_itself_and_stops_with_the_catalog(tmp_path: Path) -> None:
+    with Catalog(tmp_path, SETTINGS) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(COUNT)])
+        while collection.info().state == "building":
+            assert collection.search([VECTORS[7]], 1)[0][0].id == "7"
+        assert collection.info().actual_kind == "hnsw"
