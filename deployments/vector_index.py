@@ -13,6 +13,7 @@ from deployments.timing import StageTimes
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
+from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors
 from index.spec import CollectionSpec
 
@@ -113,6 +114,10 @@ class VectorIndex:
         start = time.perf_counter()
         hits = await self._run(run, self._pool if filter is None else self._filter_pool)
         return hits, _since(start)
+
+    async def evaluate(self, name: str, queries: int, k: int) -> Evaluation:
+        """Recall@k and latency against exact search; takes up to half a minute of one thread."""
+        return await self._run(lambda: self._catalog.get(name).evaluate(queries, k), self._filter_pool)
 
     async def _run(self, work: Callable[[], Result], pool: ThreadPoolExecutor | None = None) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work)

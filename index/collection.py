@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from configs.settings import IndexSettings
 from index.ann import Stop, Stopped, kind_for
 from index.commits import Change, GroupCommit
-from index.errors import BadFilter, IndexUnavailable, ItemNotFound, VectorIndexError
+from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
+from index.evaluate import Evaluation, evaluate
 from index.filters import compile_filter
 from index.flat import FlatRows
 from index.items import (
@@ -282,6 +283,21 @@ class Collection:
                 bytes_on_disk=self._store.bytes_on_disk(),
                 bytes_in_memory=view.nbytes,
             )
+
+    def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = 20) -> Evaluation:
+        """Recall@k and latency of this collection's searches against exact ones; see `Evaluation`.
+
+        `queries` are made from as many stored vectors, chosen at random. Other settings are tried for
+        about `budget_s`.
+
+        Raises:
+            BadItem: the collection holds nothing.
+        """
+        with self._snapshot() as (_, view):
+            sample = view.sample(queries, seed)
+        if len(sample) == 0:
+            raise BadItem(f"collection {self.spec.name!r} is empty; there is nothing to search for")
+        return evaluate(view, self.spec.metric, sample, k, self._efforts, budget_s)
 
     def maintain(self, stop: Stop = lambda: False) -> bool:
         """One piece of work that is due in the background, if any; whether there was.

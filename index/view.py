@@ -80,6 +80,33 @@ class View:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :limit]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rowids, best, axis=1)
 
+    def sample(self, count: int, seed: int) -> Vectors:
+        """Up to `count` of the living rows' vectors, chosen at random: float32 [n, d]."""
+        parts = [(part.segment.vectors, part.alive) for part in self.segments]
+        parts.append((self.tail.vectors, self.tail.alive))
+        living = [np.flatnonzero(alive) for _, alive in parts]
+        bounds = np.cumsum([0, *map(len, living)])
+        chosen = np.sort(np.random.default_rng(seed).permutation(bounds[-1])[:count])
+        return np.concatenate(
+            [
+                vectors[rows[chosen[(chosen >= first) & (chosen < last)] - first]]
+                for (vectors, _), rows, first, last in zip(
+                    parts, living, bounds[:-1], bounds[1:], strict=True
+                )
+            ]
+        )
+
+    def vectors_of(self, rowids: Rowids) -> Vectors:
+        """The vectors of rows of this view: float32 [n, d]."""
+        vectors = np.empty((len(rowids), self.tail.vectors.shape[1]), np.float32)
+        rest = np.ones(len(rowids), np.bool_)
+        for part in self.segments:
+            held = part.holds(rowids)
+            vectors[held] = part.segment.vectors[np.searchsorted(part.segment.rowids, rowids[held])]
+            rest &= ~held
+        vectors[rest] = self.tail.vectors[np.searchsorted(self.tail.rowids, rowids[rest])]
+        return vectors
+
     def replace(self, removed: Rowids, added: Rowids, vectors: Vectors) -> Self:
         """The next view: without `removed`, with `vectors` [n, d] under `added`, ascending and new."""
         segments = []

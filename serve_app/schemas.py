@@ -292,6 +292,37 @@ class Collection(BaseModel):
     bytes_in_memory: int
 
 
+class EvaluateRequest(Strict):
+    """How many stored vectors queries are made from, and how many neighbours each asks for."""
+
+    queries: Annotated[int, Field(ge=1, le=1000, strict=True)] = 200
+    k: Annotated[int, Field(ge=1, le=100, strict=True)] = 10
+
+
+class Latency(BaseModel):
+    """Of single queries in the index itself."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class EvaluatedSetting(BaseModel):
+    effort: int | None = Field(description="ef_search or nprobe")
+    recall: float = Field(description="share of the k nearest that are found")
+    latency: Latency
+
+
+class Evaluation(BaseModel):
+    count: int
+    queries: int
+    k: int
+    kind: str = Field(description="what answers most searches now")
+    knob: str | None = Field(description="what an effort is called: ef_search, nprobe; null when exact")
+    now: EvaluatedSetting = Field(description="searches as they are answered now")
+    exact: Latency
+    settings: list[EvaluatedSetting] = Field(description="other efforts, upwards")
+
+
 class UnavailableCollection(BaseModel):
     name: str
     reason: str

@@ -124,6 +124,18 @@ async def delete_many(request: Request, name: schemas.CollectionName) -> Respons
     return json_response({"deleted": deleted})
 
 
+@router.post(
+    "/v1/collections/{name}/evaluate",
+    response_model=schemas.Evaluation,
+    openapi_extra=accepts(schemas.EvaluateRequest),
+)
+async def evaluate(request: Request, name: schemas.CollectionName) -> Response:
+    """Measures recall@k and latency against exact search, with queries like the stored vectors."""
+    gateway = gateway_of(request)
+    asked = await body.read_json(request, schemas.EvaluateRequest, gateway.settings.limits.max_body_bytes)
+    return json_response(asdict(await call(gateway.index, "evaluate", name, asked.queries, asked.k)))
+
+
 def _check_size(asked: schemas.SearchRequest, settings: Settings) -> None:
     """Raises 422 or 413 for a search whose answer would be too large, or whose filter is too deep."""
     limits, most = settings.limits, settings.index.max_search_limit

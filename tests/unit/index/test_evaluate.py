@@ -1,0 +1,69 @@
+"""Recall and latency as a collection measures them of itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.catalog import Catalog
+from index.errors import BadItem
+from index.evaluate import combined, recall
+from index.items import Item
+from index.spec import CollectionSpec
+from tests.unit.index.test_kinds import COUNT, DIMENSIONS, SETTINGS, clustered, filled
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        yield catalog
+
+
+def test_recall_counts_what_is_as_near_as_the_kth() -> None:
+    true = np.array([[3, 2, 1], [9, 9, 9]], np.float32)
+    assert recall(true, true) == 1
+    assert recall(np.array([[3, 1, 0], [9, 9, 8]], np.float32), true) == pytest.approx(4 / 6)
+    assert recall(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)) == 1
+
+
+def test_a_collection_measures_itself(catalog: Catalog) -> None:
+    collection = filled(catalog, "hnsw")
+    collection.upsert([Item(f"new{row}", vector) for row, vector in enumerate(clustered(50, seed=4))])
+    found = collection.evaluate(100, 10)
+    assert (found.count, found.queries, found.k, found.kind) == (COUNT + 50, 100, 10, "hnsw")
+    assert found.knob == "ef_search"
+    assert found.now.effort == collection.info().effort
+    assert found.now.recall >= 0.92
+    assert 0 < found.now.latency.p50_ms <= found.now.latency.p99_ms
+    assert found.exact.p50_ms > 0
+    efforts = [setting.effort for setting in found.settings]
+    assert efforts == sorted(set(efforts), key=efforts.index)
+    assert len(efforts) > 1 or found.settings[0].recall == 1
+    assert found.settings[-1].recall >= found.settings[0].recall
+
+
+def test_a_flat_collection_finds_everything(catalog: Catalog) -> None:
+    found = filled(catalog, "flat").evaluate(50, 5)
+    assert (found.kind, found.knob, found.now.recall, found.settings) == ("flat", None, 1.0, [])
+
+
+def test_small_and_empty_collections(catalog: Catalog) -> None:
+    collection = catalog.create(CollectionSpec(name="few", dimensions=DIMENSIONS))
+    with pytest.raises(BadItem, match="empty"):
+        collection.evaluate(10, 10)
+    collection.upsert([Item(str(row), vector) for row, vector in enumerate(clustered(3, seed=1))])
+    assert collection.evaluate(10, 10).now.recall == 1
+
+
+def test_shards_are_averaged_by_their_items(catalog: Catalog) -> None:
+    one = filled(catalog, "ivf").evaluate(20, 10)
+    small = catalog.create(CollectionSpec(name="few", dimensions=DIMENSIONS))
+    small.upsert([Item(str(row), vector) for row, vector in enumerate(clustered(30, seed=1))])
+    both = combined([small.evaluate(20, 10), one])
+    assert (both.count, both.kind, both.knob) == (COUNT + 30, "ivf", "nprobe")
+    assert both.now.recall == pytest.approx((30 + COUNT * one.now.recall) / (COUNT + 30))
+    assert both.exact.p50_ms >= one.exact.p50_ms
+    assert both.settings == []
+    twice = combined([one, one])
+    assert (twice.now, twice.exact, twice.settings) == (one.now, one.exact, one.settings)
