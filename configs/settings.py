@@ -230,6 +230,45 @@ class GatewaySettings(Frozen):
     scale: ScaleSettings = ScaleSettings()
 
 
+class SearchSettings(Frozen):
+    """What a search with Ray Tune takes of its cluster."""
+
+    trials_at_once: Positive | None = Field(
+        default=None, description="as many as the cluster has CPUs for when left out"
+    )
+    cpus_per_trial: float = Field(default=1, gt=0)
+    local_cpus: Positive | None = Field(
+        default=None, description="of a cluster that is started for the search; the machine's when left out"
+    )
+
+    @model_validator(mode="after")
+    def _a_trial_fits(self) -> Self:
+        if self.local_cpus is not None and self.local_cpus < self.cpus_per_trial:
+            raise ValueError(
+                f"local_cpus ({self.local_cpus}) must be at least cpus_per_trial ({self.cpus_per_trial:g})"
+            )
+        return self
+
+
+class TrainingSettings(Frozen):
+    """What training takes of a Ray cluster; what a run learns, and from what, is on its command line."""
+
+    workers: Positive = 1
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = Field(
+        default=0, description="a worker trains on one; more GPUs take more workers"
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        default=1, description="of all workers after one is lost; they go on from the last epoch"
+    )
+    storage_dir: Path | None = Field(
+        default=None,
+        description="Ray's records of runs, on storage that every node sees; beside the output, and gone "
+        "at the end, when left out",
+    )
+    search: SearchSettings = SearchSettings()
+
+
 class Settings(Frozen):
     """The whole application. `serve_config.yaml` gives the values under `args`."""
 
@@ -246,6 +285,7 @@ class Settings(Frozen):
     limits: LimitSettings = LimitSettings()
     fetch_urls: FetchSettings = FetchSettings()
     auth: AuthSettings = AuthSettings()
+    training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

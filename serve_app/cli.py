@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+from configs.files import laid_over, parse_overrides, read_config
+from configs.settings import SettingsError
 
 # Read by Ray when it is imported, so they are set before. The caller's own values win.
 ENVIRONMENT = {
@@ -54,15 +55,12 @@ def run_server(
 ) -> int:
     """Serve `config`'s first application on a Ray cluster that lives and dies with this process."""
     try:
-        document = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        return _refuse(f"{config} cannot be read: {error}")
-    if wrong := [override for override in overrides if "=" not in override]:
-        return _refuse(f"--set takes KEY=VALUE, for instance clip.source=starter; got {wrong[0]!r}")
-    http = {"host": "127.0.0.1", "port": 8000} | document.get("http_options", {})
+        file = read_config(config)
+        args = laid_over(file.args, parse_overrides(overrides))
+    except SettingsError as error:
+        return _refuse(str(error))
+    http = {"host": "127.0.0.1", "port": 8000, **file.http_options}
     http |= {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
-    args: dict[str, Any] = document["applications"][0].get("args") or {}
-    args |= dict(override.split("=", 1) for override in overrides)
     with tempfile.TemporaryDirectory(prefix="sightline-") as private:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -91,7 +89,6 @@ def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None)
     import ray
     from ray import serve
 
-    from configs.settings import SettingsError
     from serve_app.app import build_app
 
     _stop_in_order_when_asked()

@@ -4,43 +4,38 @@ The same run as `python -m training.text`, its batches shared between workers by
 output and cache must be on storage that every node sees under the same path.
 """
 
+import math
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configs.settings import SettingsError
+from configs.settings import SettingsError, TrainingSettings
 from deployments.errors import SightlineError
 from training.checkpoint import Epoch
 from training.data import DataError
 from training.job import Job, prepare
 from training.network import STARTER
 from training.ray_cluster import connected
+from training.scale import add_flag, add_scale, scale_of
 from training.text import job_of, parser
 from training.train import checkpoint_of, train
 
-
-@dataclass(frozen=True)
-class Scale:
-    """What Ray Train's ScalingConfig and FailureConfig are made of."""
-
-    workers: int = 1
-    cpus_per_worker: float = 1
-    gpu: bool = False  # one GPU for each worker
-    restarts: int = 1  # of the whole group after a worker is lost; it goes on from the last epoch
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 
-def train_on_cluster(job: Job, scale: Scale, storage: Path, *, one_machine: bool = False) -> Path:
+def train_on_cluster(job: Job, scale: TrainingSettings, storage: Path, *, one_machine: bool = False) -> Path:
     """Train on the cluster `ray` is connected to; the published directory.
 
     `storage` is where Ray Train keeps its own records. With `one_machine` workers listen on loopback only.
     Raises as `training.train.learn` does before
     anything is started, and `ray.train.TrainingFailedError` if workers fail more often than `restarts`.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job = _absolute(job)
@@ -49,7 +44,7 @@ def train_on_cluster(job: Job, scale: Scale, storage: Path, *, one_machine: bool
         checkpoint_of(job).unlink(missing_ok=True)
     # A group that is started anew goes on where the lost one stopped.
     job = replace(job, resume=True)
-    backend = "nccl" if scale.gpu else "gloo"
+    backend = "nccl" if scale.gpus_per_worker else "gloo"
     if one_machine:
         from training.loopback import LoopbackTorchConfig
 
@@ -61,11 +56,7 @@ def train_on_cluster(job: Job, scale: Scale, storage: Path, *, one_machine: bool
         loop,
         train_loop_config={"job": job},
         torch_config=torch_config,
-        scaling_config=ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=scale.gpu,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.gpu else {})},
-        ),
+        scaling_config=scaling_of(scale),
         run_config=RunConfig(
             name=job.output.name,
             storage_path=str(storage.resolve()),
@@ -74,6 +65,16 @@ def train_on_cluster(job: Job, scale: Scale, storage: Path, *, one_machine: bool
     )
     result: Any = trainer.fit()
     return Path(result.return_value)
+
+
+def scaling_of(scale: TrainingSettings) -> "ScalingConfig":
+    """What Ray Train asks the cluster for."""
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpus_per_worker)}
+    return ScalingConfig(
+        num_workers=scale.workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
+    )
 
 
 def _worker(config: dict[str, Any]) -> str | None:
@@ -106,25 +107,22 @@ def _absolute(job: Job) -> Job:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train on `--address`, or on a cluster of this machine that is started for it and stopped after."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    default = Scale()
     out = parser("python -m training.cluster", __doc__)
-    out.add_argument("--address", help="a running cluster; without it one is started on this machine")
-    out.add_argument("--workers", type=int, default=default.workers)
-    out.add_argument("--cpus-per-worker", type=float, default=default.cpus_per_worker)
-    out.add_argument("--gpu", action="store_true", help="one GPU for each worker")
-    out.add_argument("--restarts", type=int, default=default.restarts, help="after losing a worker")
-    out.add_argument("--storage", type=Path, help="Ray Train's records (default: in OUTPUT, till the end)")
+    add_scale(out)
+    add_flag(out, "--workers", "workers", type=int)
+    add_flag(out, "--cpus-per-worker", "cpus_per_worker", type=float)
+    add_flag(out, "--gpu", "gpus_per_worker", action="store_const", const=1)
+    add_flag(out, "--restarts", "restarts", type=int)
     given = out.parse_args(arguments)
     job = job_of(given, shlex.join(["python", "-m", "training.cluster", *arguments]))
-    scale = Scale(given.workers, given.cpus_per_worker, given.gpu, given.restarts)
-    # Ray Train's controller takes part of a CPU of its own.
-    cpus = max(1, round(scale.workers * scale.cpus_per_worker)) + 1
     own_storage = job.output / ".ray"
     try:
+        scale = scale_of(given)
+        # Ray Train's controller takes part of a CPU of its own.
+        cpus = math.ceil(scale.workers * scale.cpus_per_worker) + 1
+        storage = scale.storage_dir or own_storage
         with connected(given.address, cpus):
-            published = train_on_cluster(
-                job, scale, given.storage or own_storage, one_machine=given.address is None
-            )
+            published = train_on_cluster(job, scale, storage, one_machine=given.address is None)
     except (DataError, SettingsError, SightlineError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

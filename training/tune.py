@@ -6,6 +6,7 @@ arXiv:1810.05934) stops the trials that fall behind.
 
 import argparse
 import csv
+import math
 import os
 import shutil
 import sys
@@ -17,9 +18,10 @@ from typing import Any, Final
 import torch
 from transformers import DistilBertForSequenceClassification
 
-from configs.settings import SettingsError
+from configs.settings import SearchSettings, SettingsError
 from deployments.errors import SightlineError
 from deployments.models.text import TextTokenizer
+from deployments.threads import threads_for
 from training.batches import Encoded, by_length, encode, tensors
 from training.data import DataError
 from training.head import Features, fit_head
@@ -27,6 +29,7 @@ from training.job import Job, prepare
 from training.loop import Options
 from training.network import STARTER, base_directory, build
 from training.ray_cluster import connected
+from training.scale import add_flag, add_scale, scale_of
 
 LEARNING_RATES: Final = (1e-5, 1e-1)  # log-uniform between the two
 BATCH_SIZES: Final = (32, 64, 128, 256, 512)
@@ -39,7 +42,6 @@ class Search:
 
     trials: int = 16
     epochs: int = 20
-    at_once: int | None = None  # trials; as many as the cluster has CPUs for when left out
     seed: int = 0
 
 
@@ -67,7 +69,9 @@ def text_features(network: DistilBertForSequenceClassification, part: Encoded) -
     return Features(vectors, part.classes)
 
 
-def search(train: Features, validation: Features, classes: int, given: Search, storage: Path) -> list[Trial]:
+def search(
+    train: Features, validation: Features, classes: int, given: Search, scale: SearchSettings, storage: Path
+) -> list[Trial]:
     """Try heads on the cluster `ray` is connected to. `storage` is where Ray Tune keeps its records."""
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -83,15 +87,18 @@ def search(train: Features, validation: Features, classes: int, given: Search, s
         for epoch in fit_head(train, validation, classes, **config, **fixed):
             tune.report(asdict(epoch))
 
+    # The features travel once through the object store, not with every trial.
+    trainable = tune.with_parameters(trial, train=train, validation=validation)
     tuner = tune.Tuner(
-        # The features travel once through the object store, not with every trial.
-        tune.with_resources(tune.with_parameters(trial, train=train, validation=validation), {"cpu": 1}),
+        tune.with_resources(trainable, {"cpu": scale.cpus_per_trial}),
         param_space={"lr": tune.loguniform(*LEARNING_RATES), "batch_size": tune.choice(BATCH_SIZES)},
         tune_config=tune.TuneConfig(
             metric="validation_loss",
             mode="min",
             num_samples=given.trials,
-            max_concurrent_trials=given.at_once,
+            # A process takes seconds to import torch, as long as a whole trial.
+            reuse_actors=True,
+            max_concurrent_trials=scale.trials_at_once,
             scheduler=ASHAScheduler(
                 time_attr="number", max_t=given.epochs, grace_period=min(2, given.epochs), reduction_factor=3
             ),
@@ -154,13 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.add_argument("--table", type=Path, required=True, help="the results, as a CSV")
     out.add_argument("--trials", type=int, default=default.trials)
     out.add_argument("--epochs", type=int, default=default.epochs)
-    out.add_argument("--at-once", type=int, help="trials at a time (default: one for each CPU)")
     out.add_argument("--seed", type=int, default=default.seed)
     out.add_argument("--smoke", action="store_true", help="5%% of the rows")
     out.add_argument("--cache-dir", type=Path, default=Path(".cache"))
-    out.add_argument("--address", help="a running cluster; without it one is started on this machine")
-    out.add_argument("--cpus", type=int, help="CPUs of the cluster that is started (default: all)")
-    out.add_argument("--storage", type=Path, help="Ray Tune's records (default: by the table, till the end)")
+    add_scale(out)
+    add_flag(out, "--at-once", "search.trials_at_once", type=int)
+    add_flag(out, "--cpus", "search.local_cpus", type=int)
     given = out.parse_args(arguments)
     job = Job(
         csv=given.csv,
@@ -174,12 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options=Options(seed=given.seed),
         cache_dir=given.cache_dir,
     )
-    wanted = Search(given.trials, given.epochs, given.at_once, given.seed)
+    wanted = Search(given.trials, given.epochs, given.seed)
     own_storage = given.table.parent / f".{given.table.stem}.ray"
     try:
+        scale = scale_of(given)
         train, validation, classes = _features(job)
-        with connected(given.address, given.cpus):
-            trials = search(train, validation, classes, wanted, given.storage or own_storage)
+        with connected(given.address, _local_cpus(scale.search)):
+            storage = scale.storage_dir or own_storage
+            trials = search(train, validation, classes, wanted, scale.search, storage)
     except (DataError, SettingsError, SightlineError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -187,6 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(own_storage, ignore_errors=True)
     sys.stdout.write(f"{_show(trials)}\n")
     return 0
+
+
+def _local_cpus(scale: SearchSettings) -> int:
+    """A cluster on which no trial could run would wait for one for ever."""
+    return scale.local_cpus or max(threads_for(None, 0), math.ceil(scale.cpus_per_trial))
 
 
 def _features(job: Job) -> tuple[Features, Features, int]:

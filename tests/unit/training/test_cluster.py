@@ -18,6 +18,9 @@ pytest.importorskip("pandas", reason="the train extra is not installed")
 pytest.importorskip("pyarrow", reason="the train extra is not installed")
 
 
+LOCAL_CPUS = "training.search.local_cpus=2"
+
+
 def start(module: str, *arguments: object) -> "subprocess.Popen[str]":
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"):
@@ -51,8 +54,11 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, rows=800)
-    given = ["--csv", job.csv, "--base", job.base, "--output", job.output, "--workers", 2]
+    job = tiny_job(tmp_path, rows=300)
+    config = tmp_path / "serve_config.yaml"
+    config.write_text("applications: [{args: {training: {workers: 2, restarts: 0}}}]")
+    given = ["--csv", job.csv, "--base", job.base, "--output", job.output]
+    given += ["--config", config, "--set", "training.restarts=1"]
     process = start("training.cluster", *given, "--epochs", 4, "--batch-size", 4, "--patience", 4)
     checkpoint = job.output / ".checkpoint" / "checkpoint.safetensors"
     while not checkpoint.exists():
@@ -64,7 +70,7 @@ def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> N
     assert f"saved in {job.output / '1'}" in output_of(process)
     assert not [entry.name for entry in job.output.iterdir() if entry.name.startswith(".")]
     card = (job.output / "1" / "README.md").read_text()
-    assert "--workers 2" in card
+    assert "--set training.restarts=1" in card
     assert [line[:5] for line in card.splitlines() if line[:3] in {f"| {n}" for n in range(1, 10)}] == [
         f"| {n} |" for n in range(1, 5)
     ]
@@ -74,7 +80,7 @@ def test_a_search_ends_in_a_table(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, rows=120)
     table = tmp_path / "out" / "heads.csv"
     given = ["--csv", job.csv, "--base", job.base, "--table", table]
-    out = output_of(start("training.tune", *given, "--trials", 4, "--epochs", 6, "--cpus", 2))
+    out = output_of(start("training.tune", *given, "--trials", 4, "--epochs", 6, "--set", LOCAL_CPUS))
     with table.open(newline="") as file:
         trials = list(csv.DictReader(file))
     assert len(trials) == 4

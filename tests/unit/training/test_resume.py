@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.server import ROOT
 from tests.unit.training.tiny import tiny_job
 
-EPOCHS = 6
+EPOCHS = 4
 
 
 def start(job_directory: Path, output: Path, *more: str) -> "subprocess.Popen[bytes]":
@@ -23,7 +23,7 @@ def start(job_directory: Path, output: Path, *more: str) -> "subprocess.Popen[by
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    tiny_job(tmp_path, rows=800)
+    tiny_job(tmp_path, rows=400)
     whole = start(tmp_path, tmp_path / "whole")
     killed = start(tmp_path, tmp_path / "killed")
     checkpoint = tmp_path / "killed" / ".checkpoint" / "checkpoint.safetensors"
