@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from index.spec import IndexedKeys
+
 # A list that stops at its first bad element: a million of them must not become a million messages.
 Element = TypeVar("Element")
 ListOf = Annotated[list[Element], Field(fail_fast=True)]
@@ -160,6 +162,9 @@ class CreateCollection(Strict):
         default="auto", description="how it is searched once it is large; auto chooses by its size"
     )
     metric: Literal["cosine", "dot", "l2"] = "cosine"
+    indexed_keys: IndexedKeys = Field(
+        default=(), description="metadata keys that filters look up and do not read every item for"
+    )
 
 
 class Query(Strict):
@@ -284,6 +289,7 @@ class Collection(BaseModel):
     segments: int = Field(description="indexes on disk that a search looks through, beside the newest items")
     effort: int | None = Field(description="ef_search or nprobe, chosen for the recall asked for")
     recall: float | None = Field(description="recall@10 at that effort, measured on stored vectors")
+    indexed_keys: list[str] = Field(description="metadata keys that filters look up")
     model: str | None
     fingerprint: str | None = Field(description="of the exact model that filled it")
     created: int = Field(description="Unix seconds")
