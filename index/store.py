@@ -118,7 +118,8 @@ class Reader:
                 raise
             raise BadFilter(
                 f"the filter was too slow: it ran for more than {timeout_s:g} s (index.filter_timeout_s); "
-                "use fewer conditions, fewer values, or keys that hold shorter arrays"
+                "use fewer conditions, fewer values, keys that hold shorter arrays, or create the collection "
+                "with these keys in indexed_keys"
             ) from None
         finally:
             self._connection.set_progress_handler(None, 0)

@@ -18,6 +18,15 @@ CollectionName = Annotated[
 ]
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 Include = Literal["metadata", "vector"]
+Filter = Annotated[
+    dict[str, Any],
+    Field(
+        description='{"must": […], "should": […], "must_not": […]} of conditions and of filters again. A '
+        'condition is {"key": "a.b", "match": {"value": x} or {"any": [x, …]}}, or has "range": {"gte": 1, '
+        '"lt": 5} (also gt, lte) or "exists": true in place of match. A dot in a key leads into an object; '
+        "`\\.` is a dot within a name."
+    ),
+]
 
 
 class Lenient(BaseModel):
@@ -163,7 +172,8 @@ class CreateCollection(Strict):
     )
     metric: Literal["cosine", "dot", "l2"] = "cosine"
     indexed_keys: IndexedKeys = Field(
-        default=(), description="metadata keys that filters look up and do not read every item for"
+        default=(),
+        description="metadata keys as filters write them; a filter on these does not read every item",
     )
 
 
@@ -213,7 +223,7 @@ class DeleteRequest(Strict):
     """Exactly one of ids and filter."""
 
     ids: ListOf[ItemId] | None = None
-    filter: dict[str, Any] | None = None
+    filter: Filter | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "DeleteRequest":
@@ -235,7 +245,7 @@ class SearchRequest(Strict):
     id: ItemId | None = None
     queries: ListOf[Query] | None = Field(default=None, min_length=1)
     limit: Count = 10
-    filter: dict[str, Any] | None = None
+    filter: Filter | None = None
     include: ListOf[Include] = ["metadata"]
     exact: bool = False
 
