@@ -60,6 +60,7 @@ class CollectionInfo:
     segments: int
     effort: int | None
     recall: float | None
+    indexed_keys: tuple[str, ...]
     model: str | None
     fingerprint: str | None
     created: int
@@ -176,7 +177,7 @@ class Collection:
         Raises:
             BadFilter: not in the language, too slow, or empty; nothing was removed.
         """
-        condition = compile_filter(filter)
+        condition = compile_filter(filter, self.spec.indexed_keys)
         if condition.count == 0:
             raise BadFilter("an empty filter would delete every item; to do that, delete the collection")
         with self._store.snapshot() as reader:  # before the write: others do not wait for a filter
@@ -242,7 +243,7 @@ class Collection:
         """
         self.spec.check_fingerprint(fingerprint)
         queries = query_vectors(vectors, self.spec)
-        condition = None if filter is None else compile_filter(filter)
+        condition = None if filter is None else compile_filter(filter, self.spec.indexed_keys)
         excluded = [None] * len(queries) if exclude is None else exclude
         with self._snapshot() as (reader, view):
             among = reader.matching(condition, self._settings.filter_timeout_s) if condition else None
@@ -276,6 +277,7 @@ class Collection:
                 recall=tuning.recall if tuning else None,
                 effort=tuning.effort if tuning else None,
                 segments=len(view.segments),
+                indexed_keys=self.spec.indexed_keys,
                 model=self.spec.model,
                 fingerprint=self.spec.fingerprint,
                 created=self._created,

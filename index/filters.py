@@ -1,4 +1,4 @@
-"""The filter language over metadata, compiled to SQL on SQLite's JSON1.
+r"""The filter language over metadata, compiled to SQL on SQLite's JSON1.
 
 A filter is `{"must": […], "should": […], "must_not": […]}`: all of the first, at least one of the
 second where it has any, none of the third. Each entry is a condition or a filter again:
@@ -8,23 +8,24 @@ second where it has any, none of the third. Each entry is a condition or a filte
     {"key": "a.b", "range": {"gte": 1, "lt": 5}}
     {"key": "a.b", "exists": true}              the key is there, even if its value is null
 
-Dots in a key lead into nested objects. Of an array, one matching element is enough.
+Dots in a key lead into nested objects; `\.` is a dot that does not, and `\\` a backslash. Of an array, one
+matching element is enough. Conditions on a collection's `indexed_keys` are looked up and not computed.
 After Qdrant's filters, https://qdrant.tech/documentation/concepts/filtering/
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from index.errors import BadFilter
-from index.items import is_storable
+from index.key_table import BOOLEAN, NUMBER, TEXT, TYPES
+from index.keys import elements, is_storable, key_parts, walk
+from index.lookups import Lookup, Part, all_of, any_of, none_of
 
 MAX_DEPTH = 8
 MAX_CONDITIONS = 100  # each reads the row's JSON again; SQLite refuses expressions 1000 deep
 MAX_VALUES = 10_000
-MAX_KEY_CHARS = 512
-MAX_KEY_PARTS = 16  # each is a join; SQLite allows 64
 
 CLAUSES = ("must", "should", "must_not")
 COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -35,35 +36,36 @@ Test = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A filter as an SQL expression over `items.metadata`, 0 or 1, and its numbered parameters.
+    """A filter as lookups and SQL over the items, and the SQL's named parameters.
 
-    No part of `sql` comes from the caller. `count` is how many conditions it has; a filter without
+    No part of the SQL comes from the caller. `count` is how many conditions it has; a filter without
     any says nothing about the items.
     """
 
-    sql: str
-    parameters: tuple[str, ...]
+    part: Part
+    parameters: Mapping[str, str]
     count: int
 
 
-def compile_filter(filter: object) -> Condition:
-    """Check a filter and turn it into SQL.
+def compile_filter(filter: object, indexed_keys: Sequence[str] = ()) -> Condition:
+    """Check a filter and turn it into SQL. `indexed_keys` are the collection's.
 
     Raises:
         BadFilter: it is not in the language above, or exceeds the limits of this module.
     """
-    compiler = _Compiler()
-    sql = compiler.filter(filter, MAX_DEPTH)
-    return Condition(sql, tuple(compiler.parameters), compiler.conditions)
+    compiler = _Compiler(indexed_keys)
+    part = compiler.filter(filter, MAX_DEPTH)
+    return Condition(part, compiler.parameters, compiler.conditions)
 
 
 class _Compiler:
-    def __init__(self) -> None:
-        self.parameters: list[str] = []
+    def __init__(self, indexed_keys: Sequence[str]) -> None:
+        self.indexed = {key_parts(key): number for number, key in enumerate(indexed_keys)}
+        self.parameters: dict[str, str] = {}
         self.conditions = 0
         self.entries = 0
 
-    def filter(self, filter: object, depth: int) -> str:
+    def filter(self, filter: object, depth: int) -> Part:
         if not isinstance(filter, Mapping) or not filter.keys() <= set(CLAUSES):
             raise BadFilter(
                 'a filter is {"must": […], "should": […], "must_not": […]} and a condition has a "key"; '
@@ -71,14 +73,10 @@ class _Compiler:
             )
         if depth == 0:
             raise BadFilter(f"a filter may be nested at most {MAX_DEPTH} deep")
-        clauses = {name: self.clause(name, filter.get(name, []), depth) for name in CLAUSES}
-        parts = ["1", *clauses["must"]]
-        if clauses["should"]:
-            parts.append(f"({' OR '.join(clauses['should'])})")
-        parts += [f"NOT {sql}" for sql in clauses["must_not"]]
-        return f"({' AND '.join(parts)})"
+        must, should, must_not = (self.clause(name, filter.get(name, []), depth) for name in CLAUSES)
+        return all_of([*must, *([any_of(should)] if should else []), *map(none_of, must_not)])
 
-    def clause(self, name: str, entries: object, depth: int) -> list[str]:
+    def clause(self, name: str, entries: object, depth: int) -> list[Part]:
         if not isinstance(entries, list | tuple):
             raise BadFilter(f"{name} must be a list of conditions; got {_short(entries)}")
         self.entries += len(entries)
@@ -91,37 +89,41 @@ class _Compiler:
             for entry in entries
         ]
 
-    def condition(self, condition: Mapping[str, object]) -> str:
+    def condition(self, condition: Mapping[str, object]) -> Part:
         self.conditions += 1
-        parts = _key_parts(condition["key"])
+        try:
+            parts = key_parts(condition["key"])
+        except ValueError as error:
+            raise BadFilter(f"{error}; got {_short(condition['key'])}") from None
         match {name: value for name, value in condition.items() if name != "key"}:
             case {"match": value, **rest} if not rest:
-                return self.at(parts, self.match(value))
+                return self.match(parts, value)
             case {"range": value, **rest} if not rest:
-                return self.at(parts, self.range(value))
+                return self.range(parts, value)
             case {"exists": bool(value), **rest} if not rest:
-                return self.at(parts, None) if value else f"NOT {self.at(parts, None)}"
+                part = self.at(parts, None, ["keys WHERE 1"])
+                return part if value else none_of(part)
         raise BadFilter(
             'a condition is {"key": "…"} with one of "match": {…}, "range": {…} or "exists": true|false; '
             f"got {_short(condition)}"
         )
 
-    def at(self, parts: list[str], test: Test | None) -> str:
-        """SQL: the metadata has a value at this key and, if there is a test, it or an element passes."""
-        # Walks down by json_each and not by a JSON path, since paths cannot name every key. The CASE
-        # holds because SQL may evaluate the terms of WHERE in any order.
-        source, tables, terms = "items.metadata", [], []
-        for level, part in enumerate(parts):
-            row = f"key{level}"
-            tables.append(f"json_each({source}) AS {row}")
-            terms.append(f"{row}.key = {self.bind(part)}")
-            source = f"CASE {row}.type WHEN 'object' THEN {row}.value ELSE '{{}}' END"
-        if test:
-            elements = f"json_each(CASE {row}.type WHEN 'array' THEN {row}.value ELSE '[]' END) AS element"
-            terms.append(f"({test(row)} OR EXISTS (SELECT 1 FROM {elements} WHERE {test('element')}))")
-        return f"EXISTS (SELECT 1 FROM {', '.join(tables)} WHERE {' AND '.join(terms)})"
+    def at(self, parts: tuple[str, ...], test: Test | None, entries: Sequence[str]) -> Part:
+        """The metadata has a value at this key and, if there is a test, it or an element passes.
 
-    def match(self, match: object) -> Test:
+        `entries` are the ends of SELECTs over the key table, of which one must find the item.
+        """
+        tables, terms, row = walk(parts, self.bind)
+        if test:
+            terms += f" AND ({test(row)} OR EXISTS (SELECT 1 FROM {elements(row)} WHERE {test('element')}))"
+        sql = f"EXISTS (SELECT 1 FROM {tables} WHERE {terms})"
+        number = self.indexed.get(parts)
+        if number is None:
+            return Part(sql)
+        found = any_of([Part(sql, _found(f"{entry} AND keys.key = {number}")) for entry in entries])
+        return replace(found, sql=sql)
+
+    def match(self, parts: tuple[str, ...], match: object) -> Part:
         match match:
             case {"value": value, **rest} if not rest:
                 values: object = [value]
@@ -131,25 +133,41 @@ class _Compiler:
             case _:
                 raise BadFilter(f'match is {{"value": x}} or {{"any": [x, …]}}; got {_short(match)}')
         assert isinstance(values, list | tuple)
-        booleans = sorted({json.dumps(value) for value in values if isinstance(value, bool)})
-        numbers = [value for value in values if _is_number(value)]
-        texts = [value for value in values if isinstance(value, str) and is_storable(value)]
-        if sum(isinstance(value, bool) for value in values) + len(numbers) + len(texts) != len(values):
+        groups = {
+            BOOLEAN: [value for value in values if isinstance(value, bool)],
+            NUMBER: [value for value in values if _is_number(value)],
+            TEXT: [value for value in values if isinstance(value, str) and is_storable(value)],
+        }
+        if sum(map(len, groups.values())) != len(values):
             raise BadFilter(
                 f"match takes strings (UTF-8 without NUL), finite numbers and booleans; got {_short(match)}"
             )
-        tests: list[Test] = []
-        if booleans:
-            types = ", ".join(f"'{name}'" for name in booleans)
-            tests.append(lambda row: f"{row}.type IN ({types})")
-        for types_, group in (("'integer', 'real'", numbers), ("'text'", texts)):
-            if group:
-                # Bound as JSON, so that SQLite reads both sides of the comparison the same way.
-                bound = self.bind(json.dumps(group))
-                tests.append(_in_list(types_, bound))
-        return lambda row: f"({' OR '.join(test(row) for test in tests) or '0'})"
+        # Bound as JSON, so that SQLite reads both sides of the comparison the same way.
+        bound = {kind: self.bind(json.dumps(group)) for kind, group in groups.items() if group}
 
-    def range(self, range: object) -> Test:
+        def test(row: str) -> str:
+            return _any(
+                f"{row}.type IN ({TYPES[kind]}) AND {row}.value IN (SELECT value FROM json_each({wanted}))"
+                for kind, wanted in bound.items()
+            )
+
+        part = self.at(
+            parts,
+            test,
+            [  # joined in this order: left to itself SQLite may read every entry of the kind
+                f"json_each({wanted}) AS wanted CROSS JOIN keys"
+                f" WHERE keys.kind = {kind} AND keys.value = wanted.value"
+                for kind, wanted in bound.items()
+            ],
+        )
+        if len(values) == len(groups[TEXT]) == 1:
+            # Whatever holds this string holds these bytes, as `metadata_text` writes them. Looking for
+            # them takes a quarter of the time of reading the JSON.
+            needle = self.bind(json.dumps(values[0], ensure_ascii=False))
+            return replace(part, sql=f"(instr(items.metadata, {needle}) AND {part.sql})")
+        return part
+
+    def range(self, parts: tuple[str, ...], range: object) -> Part:
         if (
             not isinstance(range, Mapping)
             or not range
@@ -157,30 +175,30 @@ class _Compiler:
             or not all(map(_is_number, range.values()))
         ):
             raise BadFilter(f"range takes finite numbers under gt, gte, lt, lte; got {_short(range)}")
-        terms = [
-            f"value {COMPARISONS[name]} json_extract({self.bind(json.dumps(bound))}, '$')"
-            for name, bound in range.items()
-        ]
-        return lambda row: (
-            " AND ".join([f"({row}.type IN ('integer', 'real')", *(f"{row}.{term}" for term in terms)]) + ")"
+        bound = {COMPARISONS[name]: self.bind(json.dumps(number)) for name, number in range.items()}
+
+        def within(row: str) -> str:
+            return " AND ".join(
+                f"{row}.value {sign} json_extract({number}, '$')" for sign, number in bound.items()
+            )
+
+        return self.at(
+            parts,
+            lambda row: f"({row}.type IN ({TYPES[NUMBER]}) AND {within(row)})",
+            [f"keys WHERE kind = {NUMBER} AND {within('keys')}"],
         )
 
     def bind(self, value: str) -> str:
-        self.parameters.append(value)
-        return f"?{len(self.parameters)}"
+        self.parameters[name := f"v{len(self.parameters)}"] = value
+        return f":{name}"
 
 
-def _in_list(types: str, bound: str) -> Test:
-    return lambda row: f"{row}.type IN ({types}) AND {row}.value IN (SELECT value FROM json_each({bound}))"
+def _found(entry: str) -> Lookup:
+    return lambda fetch: fetch(f"SELECT item FROM {entry}")
 
 
-def _key_parts(key: object) -> list[str]:
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARS or not is_storable(key):
-        raise BadFilter(f"key must be a string of 1 to {MAX_KEY_CHARS} characters; got {_short(key)}")
-    parts = key.split(".")
-    if len(parts) > MAX_KEY_PARTS:
-        raise BadFilter(f"key may lead at most {MAX_KEY_PARTS} objects deep; got {_short(key)}")
-    return parts
+def _any(tests: Iterable[str]) -> str:
+    return f"({' OR '.join(tests) or '0'})"
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from index.errors import BadItem, BadVector
+from index.keys import is_storable, is_utf8
 from index.spec import CollectionSpec
 
 Vectors = NDArray[np.float32]  # [n, d]
@@ -77,7 +78,7 @@ def content_id(content: bytes | str | Vectors) -> str:
 
 def check_id(id: object, index: int | None = None) -> str:
     """`id` itself, or BadItem pointing at `index`."""
-    if not isinstance(id, str) or not 1 <= len(id) <= MAX_ID_CHARS or not _is_utf8(id):
+    if not isinstance(id, str) or not 1 <= len(id) <= MAX_ID_CHARS or not is_utf8(id):
         raise BadItem(f"an id must be a string of 1 to {MAX_ID_CHARS} characters of UTF-8", index)
     return id
 
@@ -165,16 +166,3 @@ def _check_json(value: object, depth: int) -> None:
             value = tuple(value.values())
         for element in value:
             _check_json(element, depth - 1)
-
-
-def is_storable(text: str) -> bool:
-    """Whether SQLite's JSON functions give this string back whole; at a NUL they cut it short."""
-    return "\0" not in text and _is_utf8(text)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

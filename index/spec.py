@@ -2,14 +2,29 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from configs.settings import Frozen, Name
 from index.errors import CollectionExists, ModelMismatch
+from index.keys import MAX_KEY_CHARS, key_parts
 
 Metric = Literal["cosine", "dot", "l2"]
 Kind = Literal["auto", "flat", "flat-fp16", "sq8", "hnsw", "ivf", "ivf-pq"]
 """How large collections are searched; `auto` chooses by their size."""
+MAX_INDEXED_KEYS = 16  # each adds to every write
+
+
+def _checked_key(key: str) -> str:
+    key_parts(key)
+    return key
+
+
+IndexedKeys = Annotated[
+    tuple[Annotated[str, Field(max_length=MAX_KEY_CHARS), AfterValidator(_checked_key)], ...],
+    Field(max_length=MAX_INDEXED_KEYS),
+    AfterValidator(lambda keys: tuple(sorted(set(keys)))),
+]
+"""Metadata keys, as filters write them; in no order, so kept in one."""
 
 
 class CollectionSpec(Frozen):
@@ -17,12 +32,14 @@ class CollectionSpec(Frozen):
 
     With a `model` the collection holds what that model makes, and `fingerprint` is the exact model
     (weights and preprocessing) once something was written. Without one it holds raw vectors.
+    Filters look conditions on the `indexed_keys` up, and compute all others for every item.
     """
 
     name: Name
     dimensions: Annotated[int, Field(ge=1, le=65536)]
     metric: Metric = "cosine"
     kind: Kind = "auto"
+    indexed_keys: IndexedKeys = ()
     model: str | None = None
     fingerprint: str | None = None
 
@@ -55,7 +72,7 @@ class CollectionSpec(Frozen):
             ModelMismatch: only the exact model differs.
             CollectionExists: a setting differs; the message names each.
         """
-        fields = ("dimensions", "metric", "kind", "model")
+        fields = ("dimensions", "metric", "kind", "indexed_keys", "model")
         if wanted.model == self.model:
             self.check_fingerprint(wanted.fingerprint)
         differences = [

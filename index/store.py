@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,6 +15,8 @@ import numpy as np
 from index.errors import BadFilter, IndexUnavailable, VectorIndexError
 from index.filters import Condition
 from index.items import Include, Record, Rowids, Vectors
+from index.key_table import CREATE, KeyTable
+from index.lookups import rowids_of
 from index.spec import CollectionSpec
 
 FILE_NAME = "items.db"
@@ -36,6 +39,7 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "CREATE TABLE vectors (rowid INTEGER PRIMARY KEY, vector BLOB NOT NULL, thumbnail BLOB)",
         ),
     ),
+    ("keys", (CREATE,)),
 )
 
 REASONS = {
@@ -108,16 +112,14 @@ class Reader:
         deadline = time.monotonic() + timeout_s
         self._connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CLOCK_READ)
         try:
-            rows = self._connection.execute(
-                f"SELECT rowid FROM items WHERE {condition.sql} ORDER BY rowid", condition.parameters
-            )
-            return np.fromiter((rowid for (rowid,) in rows), np.int64)
+            return rowids_of(self._connection, condition.part, condition.parameters)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorname != "SQLITE_INTERRUPT":
                 raise
             raise BadFilter(
                 f"the filter was too slow: it ran for more than {timeout_s:g} s (index.filter_timeout_s); "
-                "use fewer conditions, fewer values, or keys that hold shorter arrays"
+                "use fewer conditions, fewer values, keys that hold shorter arrays, or create the collection "
+                "with these keys in indexed_keys"
             ) from None
         finally:
             self._connection.set_progress_handler(None, 0)
@@ -177,6 +179,8 @@ class Writer(Reader):
                 "INSERT INTO vectors (rowid, vector, thumbnail) VALUES (?, ?, ?)",
                 (inserted.lastrowid, row.vector, row.thumbnail),
             )
+        if added:
+            self._keys.add(added[0], added[-1])
         return _ascending(removed), np.array(added, np.int64)
 
     def remove(self, ids: Iterable[str]) -> Rowids:
@@ -187,6 +191,7 @@ class Writer(Reader):
         """Remove these rows, where they are still there: the rowids removed."""
         chosen = "rowid IN (SELECT value FROM json_each(?))"
         parameters = (json.dumps(rowids.tolist()),)
+        self._keys.remove("items.rowid IN (SELECT value FROM json_each(:chosen))", *parameters)
         removed = self._connection.execute(
             f"DELETE FROM items WHERE {chosen} RETURNING rowid", parameters
         ).fetchall()
@@ -200,7 +205,12 @@ class Writer(Reader):
     def set_spec(self, spec: CollectionSpec) -> None:
         self._connection.execute("UPDATE state SET spec = ?", (spec.model_dump_json(),))
 
+    @cached_property
+    def _keys(self) -> KeyTable:
+        return KeyTable(self._connection, self.spec().indexed_keys)
+
     def _take(self, id: str) -> list[int]:
+        self._keys.remove("items.id = :chosen", id)
         rows = self._connection.execute("DELETE FROM items WHERE id = ? RETURNING rowid", (id,)).fetchall()
         self._connection.executemany("DELETE FROM vectors WHERE rowid = ?", rows)
         return [rowid for (rowid,) in rows]
@@ -224,6 +234,7 @@ class Store:
             self._writer = self._connect()
             try:
                 _migrate(self._writer)
+                _refresh_keys(self._writer)
             except BaseException:
                 self._writer.close()
                 raise
@@ -367,6 +378,18 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):  # a segment's file goes once the segment was rewritten
         return path.stat().st_size if path.is_file() else 0
     return 0
+
+
+def _refresh_keys(connection: sqlite3.Connection) -> None:
+    """Make the key table anew if another version of SQLite made it; see KeyTable.is_current."""
+    state = connection.execute("SELECT spec FROM state").fetchone()
+    if state is None:  # about to be created
+        return
+    keys = KeyTable(connection, CollectionSpec.model_validate_json(*state).indexed_keys)
+    if not keys.is_current():
+        connection.execute("BEGIN IMMEDIATE")
+        keys.rebuild()
+        connection.execute("COMMIT")
 
 
 def _ascending(rowids: list[int]) -> Rowids:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from index.spec import IndexedKeys
+
 # A list that stops at its first bad element: a million of them must not become a million messages.
 Element = TypeVar("Element")
 ListOf = Annotated[list[Element], Field(fail_fast=True)]
@@ -16,6 +18,15 @@ CollectionName = Annotated[
 ]
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
 Include = Literal["metadata", "vector"]
+Filter = Annotated[
+    dict[str, Any],
+    Field(
+        description='{"must": […], "should": […], "must_not": […]} of conditions and of filters again. A '
+        'condition is {"key": "a.b", "match": {"value": x} or {"any": [x, …]}}, or has "range": {"gte": 1, '
+        '"lt": 5} (also gt, lte) or "exists": true in place of match. A dot in a key leads into an object; '
+        "`\\.` is a dot within a name."
+    ),
+]
 
 
 class Lenient(BaseModel):
@@ -160,6 +171,10 @@ class CreateCollection(Strict):
         default="auto", description="how it is searched once it is large; auto chooses by its size"
     )
     metric: Literal["cosine", "dot", "l2"] = "cosine"
+    indexed_keys: IndexedKeys = Field(
+        default=(),
+        description="metadata keys as filters write them; a filter on these does not read every item",
+    )
 
 
 class Query(Strict):
@@ -208,7 +223,7 @@ class DeleteRequest(Strict):
     """Exactly one of ids and filter."""
 
     ids: ListOf[ItemId] | None = None
-    filter: dict[str, Any] | None = None
+    filter: Filter | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "DeleteRequest":
@@ -230,7 +245,7 @@ class SearchRequest(Strict):
     id: ItemId | None = None
     queries: ListOf[Query] | None = Field(default=None, min_length=1)
     limit: Count = 10
-    filter: dict[str, Any] | None = None
+    filter: Filter | None = None
     include: ListOf[Include] = ["metadata"]
     exact: bool = False
 
@@ -284,6 +299,7 @@ class Collection(BaseModel):
     segments: int = Field(description="indexes on disk that a search looks through, beside the newest items")
     effort: int | None = Field(description="ef_search or nprobe, chosen for the recall asked for")
     recall: float | None = Field(description="recall@10 at that effort, measured on stored vectors")
+    indexed_keys: list[str] = Field(description="metadata keys that filters look up")
     model: str | None
     fingerprint: str | None = Field(description="of the exact model that filled it")
     created: int = Field(description="Unix seconds")

@@ -51,6 +51,7 @@ async def create(request: Request, name: schemas.CollectionName) -> Response:
         dimensions=dimensions or 0,
         metric=asked.metric,
         kind=asked.kind,
+        indexed_keys=asked.indexed_keys,
         model=model,
         fingerprint=fingerprint,
     )

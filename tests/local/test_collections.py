@@ -89,6 +89,29 @@ def test_search_with_a_filter_is_exact_about_it(client: LocalClient, raw: str) -
     assert (bad.status, bad.json()["error"]["code"]) == (422, "invalid_filter")
 
 
+def test_indexed_keys_are_shown_kept_and_answer_filters(client: LocalClient) -> None:
+    path = "/v1/collections/keyed"
+    made = client.put(path, json_body={"dimensions": 1, "indexed_keys": ["size.w", "colour", "colour"]})
+    assert made.json()["indexed_keys"] == ["colour", "size.w"]
+    items = [{"id": str(n), "vector": [1], "metadata": {"size": {"w": n}, "n": n}} for n in range(6)]
+    client.post(f"{path}/items", json_body={"items": items})
+    same = client.put(path, json_body={"dimensions": 1, "indexed_keys": ["colour", "size.w"]})
+    assert (same.status, same.json()["count"]) == (200, 6)
+    wide = {"must": [{"key": "size.w", "range": {"gte": 3}}, {"key": "n", "match": {"any": [1, 3, 5]}}]}
+    found = ids(client.post(f"{path}/search", json_body={"vector": [1], "filter": wide}))
+    assert sorted(found) == ["3", "5"]
+    assert client.post(f"{path}/delete", json_body={"filter": wide}).json() == {"deleted": 2}
+    other = client.put(path, json_body={"dimensions": 1, "indexed_keys": ["colour"]})
+    assert (other.status, "indexed_keys" in other.json()["error"]["message"]) == (409, True)
+    client.delete(path)
+
+
+@pytest.mark.parametrize("keys", ["colour", [""], ["a\0b"], ["k" * 513], [1], [f"k{n}" for n in range(17)]])
+def test_keys_that_cannot_be_indexed(client: LocalClient, keys: object) -> None:
+    answer = client.put("/v1/collections/wrong", json_body={"dimensions": 1, "indexed_keys": keys})
+    assert (answer.status, answer.json()["error"]["param"].split("[")[0]) == (422, "indexed_keys")
+
+
 def test_search_by_id_leaves_the_item_itself_out(client: LocalClient, raw: str) -> None:
     assert ids(client.post(f"{raw}/search", json_body={"id": "x", "limit": 1})) == ["xy/1"]
     listed = client.post(f"{raw}/search", json_body={"queries": [{"id": "x"}, {"id": "nope"}]})

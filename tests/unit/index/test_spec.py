@@ -20,6 +20,10 @@ from index.spec import CollectionSpec
         {"metric": "hamming"},
         {"kind": "hnswish"},
         {"fingerprint": "f"},
+        {"indexed_keys": [""]},
+        {"indexed_keys": ["a." * 16 + "a"]},
+        {"indexed_keys": ["nul\0"]},
+        {"indexed_keys": [f"k{number}" for number in range(17)]},
         {"unknown": 1},
     ],
 )
@@ -38,6 +42,14 @@ def test_other_settings_are_named() -> None:
     spec = CollectionSpec(name="a", dimensions=2)
     with pytest.raises(CollectionExists, match=r"dimensions is 2, not 3; metric is 'cosine', not 'l2'"):
         spec.check_same(CollectionSpec(name="a", dimensions=3, metric="l2"))
+
+
+def test_indexed_keys_are_the_same_in_any_order() -> None:
+    spec = CollectionSpec(name="a", dimensions=2, indexed_keys=("b.c", "a", "a"))
+    assert spec.indexed_keys == ("a", "b.c")
+    spec.check_same(CollectionSpec(name="a", dimensions=2, indexed_keys=("a", "b.c")))
+    with pytest.raises(CollectionExists, match=r"indexed_keys is \('a', 'b.c'\), not \(\)"):
+        spec.check_same(CollectionSpec(name="a", dimensions=2))
 
 
 def test_another_version_of_the_model_is_a_mismatch_whatever_its_dimensions() -> None:
