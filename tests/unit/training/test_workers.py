@@ -14,6 +14,7 @@ from torch import multiprocessing
 from tests.unit.training.tiny import tiny_job
 from training import loop, train
 from training.job import Job
+from training.network import build
 
 WORKERS = 3
 
@@ -24,8 +25,6 @@ def learn(rank: int, workers: int, directory: Path, job: Job) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         torch.set_num_threads(1)
         dist.init_process_group("gloo", f"file://{directory}/meeting", rank=rank, world_size=workers)
-    build = train.build
-
     def without_dropout(*arguments: Any, **named: Any) -> Any:
         network = build(*arguments, **named)
         for module in network.modules():
@@ -38,7 +37,7 @@ def learn(rank: int, workers: int, directory: Path, job: Job) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_autocast", exact)
-        patch.setattr(train, "build", without_dropout)
+        patch.setattr("training.train.build", without_dropout)
         learned = train.learn(job)
     weights = {name: tensor.contiguous() for name, tensor in learned.network.state_dict().items()}
     history = [torch.tensor([e.train_loss, e.validation_loss or 0]) for e in learned.progress.history]
