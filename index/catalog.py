@@ -61,7 +61,7 @@ class Catalog:
         self._unavailable: dict[str, IndexUnavailable] = {}
         with _file_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            self._lock_file = _locked(root / LOCK_NAME, lock_timeout_s)
+            self._lock_file = locked(root / LOCK_NAME, lock_timeout_s)
             self._lock_stat = os.fstat(self._lock_file.fileno())
         try:
             with _file_errors(root):
@@ -212,7 +212,7 @@ def _search_threads(settings: IndexSettings) -> int:
     return int(settings.cpus) if settings.cpus >= 1 else os.cpu_count() or 1
 
 
-def _locked(path: Path, timeout_s: float) -> IO[bytes]:
+def locked(path: Path, timeout_s: float) -> IO[bytes]:
     """The file, held by this process until it is closed; the system lets go of it if the process dies."""
     file = path.open("ab")
     give_up = time.monotonic() + timeout_s

@@ -108,6 +108,11 @@ class Reader:
             raise IndexUnavailable("items and vectors do not fit each other; the database is damaged")
         return vectors
 
+    def damage(self) -> list[str]:
+        """What SQLite's own check finds wrong with the file; empty if nothing."""
+        found = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else [f"database: {text}" for text in found]
+
     def matching(self, condition: Condition, timeout_s: float) -> Rowids:
         """The rowids of the items that pass, ascending. Raises BadFilter after `timeout_s`."""
         deadline = time.monotonic() + timeout_s

@@ -25,6 +25,7 @@ def learn(rank: int, workers: int, directory: Path, job: Job) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         torch.set_num_threads(1)
         dist.init_process_group("gloo", f"file://{directory}/meeting", rank=rank, world_size=workers)
+
     def without_dropout(*arguments: Any, **named: Any) -> Any:
         network = build(*arguments, **named)
         for module in network.modules():

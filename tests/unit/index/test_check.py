@@ -1,0 +1,58 @@
+"""The check of a data directory finds what was damaged, and nothing in a sound one."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from index.catalog import Catalog
+from index.check import problems
+from index.errors import IndexUnavailable
+from index.store import FILE_NAME
+from tests.unit.index.test_snapshots import fill, flip, segments
+
+
+def test_a_sound_directory_has_no_problems_and_is_left_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert list(problems(tmp_path)) == []
+    assert len(segments(tmp_path)) == 2
+
+
+def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
+    fill(tmp_path)
+    flip(segments(tmp_path)[1] / "vectors.npy")
+    assert list(problems(tmp_path)) == [
+        "c: snapshot 000002: vectors.npy does not have the checksum it was written with"
+    ]
+    assert len(segments(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("DELETE FROM vectors WHERE rowid = 500", "items and vectors do not fit"),
+        ("UPDATE vectors SET vector = zeroblob(128) WHERE rowid = 500", "1 vectors are not"),
+        ("UPDATE vectors SET vector = x'00' WHERE rowid = 500", "is not 32 numbers long"),
+    ],
+)
+def test_damaged_rows_are_found(tmp_path: Path, damage: str, told: str) -> None:
+    fill(tmp_path)
+    with sqlite3.connect(tmp_path / "c" / FILE_NAME) as connection:
+        connection.execute(damage)
+    connection.close()
+    assert any(told in problem for problem in problems(tmp_path))
+
+
+def test_a_damaged_database_is_found(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = tmp_path / "c" / FILE_NAME
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(os.urandom(20_000))
+    assert list(problems(tmp_path))
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with Catalog(tmp_path), pytest.raises(IndexUnavailable, match="open in another process"):
+        list(problems(tmp_path))
