@@ -48,6 +48,10 @@ class ScaleSettings(Frozen):
     cpus: float = Field(default=0.1, ge=0)
     gpus: float = Field(default=0, ge=0)
 
+    @property
+    def autoscales(self) -> bool:
+        return self.max_replicas is not None and self.max_replicas > self.replicas
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:

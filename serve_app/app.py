@@ -76,7 +76,7 @@ def _deployment(body: type[Any], scale: ScaleSettings, name: str, log_level: str
         "max_ongoing_requests": scale.max_ongoing_requests,
         "logging_config": {"log_level": log_level},
     }
-    if scale.max_replicas is None or scale.max_replicas == scale.replicas:
+    if not scale.autoscales:
         options["num_replicas"] = scale.replicas
     else:
         options["autoscaling_config"] = AutoscalingConfig(

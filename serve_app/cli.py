@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.files import laid_over, parse_overrides, read_config
-from configs.settings import SettingsError
+from configs.settings import Settings, SettingsError
+from serve_app.listening import Listening, listening
 
 # Read by Ray when it is imported, so they are set before. The caller's own values win.
 ENVIRONMENT = {
     # Arguments between deployments go over gRPC and not through the object store, and user code runs
     # on the replica's main loop: two hops of 150 KB went from 74 to 497 requests/s on two cores.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Replicas would listen on ports of their own as well; here everything comes in through the proxy.
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
     # gRPC's own limit is 4 MiB; a whole request body must fit.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
@@ -61,8 +60,12 @@ def run_server(
         return _refuse(str(error))
     http = {"host": "127.0.0.1", "port": 8000, **file.http_options}
     http |= {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
+    try:
+        place = listening(http, Settings.from_args(args).gateway.scale)
+    except SettingsError as error:
+        return _refuse(str(error))
     with tempfile.TemporaryDirectory(prefix="sightline-") as private:
-        for name, value in ENVIRONMENT.items():
+        for name, value in (ENVIRONMENT | place.environment).items():
             os.environ.setdefault(name, value)
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             # Its own token: ray.init() alone would write one to the home directory, and with that turn
@@ -70,7 +73,7 @@ def run_server(
             token = Path(private) / "token"
             token.write_text(secrets.token_hex(32))
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        return _serve(args, http, metrics_port)
+        return _serve(args, place, metrics_port)
 
 
 def _refuse(message: str) -> int:
@@ -85,7 +88,7 @@ def _stop_in_order_when_asked() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None) -> int:
+def _serve(args: dict[str, Any], place: Listening, metrics_port: int | None) -> int:
     import ray
     from ray import serve
 
@@ -106,9 +109,11 @@ def _serve(args: dict[str, Any], http: dict[str, Any], metrics_port: int | None)
     )
     try:
         _stop_in_order_when_asked()
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
+        serve.start(
+            proxy_location="HeadOnly", http_options=place.proxy, logging_config={"log_level": "WARNING"}
+        )
         serve.run(app, name="sightline", route_prefix="/")
-        print(f"Sightline is ready on http://{http['host']}:{http['port']} (API: /docs)", flush=True)
+        print(f"Sightline is ready on {place.url} (API: /docs)", flush=True)
         _stop_in_order_when_asked()
         signal.pause()
     except KeyboardInterrupt:
