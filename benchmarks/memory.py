@@ -1,0 +1,68 @@
+"""Memory of a server's processes: PSS, in which a page that n processes share counts a n-th in each."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_PSS: Final = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
+_PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    name: str
+    pss_mib: float
+
+
+def processes(variable: str, value: str) -> list[Process]:
+    """This user's processes that were started with an environment variable, largest first.
+
+    By environment, because a cluster's processes outlive their parents and change their sessions.
+    """
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for directory in _PROC.iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            if wanted not in (directory / "environ").read_bytes().split(b"\0"):
+                continue
+            kilobytes = _PSS.search((directory / "smaps_rollup").read_bytes())
+            title = (directory / "cmdline").read_bytes()
+        except OSError:
+            continue  # somebody else's, or gone by now
+        if kilobytes:
+            found.append(Process(int(directory.name), _name(title), int(kilobytes[1]) / 1024))
+    return sorted(found, key=lambda process: -process.pss_mib)
+
+
+def by_name(found: list[Process]) -> Mapping[str, float]:
+    """MiB by process name, largest first."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for process in found:
+        totals[process.name] += process.pss_mib
+    return {name: round(mib, 1) for name, mib in sorted(totals.items(), key=lambda item: -item[1])}
+
+
+def report(found: list[Process]) -> str:
+    lines = [f"{process.pss_mib:9.1f} MiB  {process.name}" for process in found]
+    total = sum(process.pss_mib for process in found)
+    return "\n".join([*lines, f"{total:9.1f} MiB  PSS of {len(found)} processes"])
+
+
+def _name(title: bytes) -> str:
+    """`Gateway` of a Serve replica, else the program or the script or module it runs."""
+    parts = [part for part in title.decode(errors="replace").split("\0") if part]
+    if not parts:
+        return "?"
+    if parts[0].startswith("ray::"):
+        words = parts[0].strip().split(":")
+        return words[-1] if "ServeReplica" in parts[0] else parts[0][len("ray::") :].strip()
+    if "python" in Path(parts[0]).name:
+        interesting = [part for part in parts[1:] if not part.startswith("-")]
+        return Path(interesting[0]).name if interesting else Path(parts[0]).name
+    return Path(parts[0]).name
