@@ -1,8 +1,6 @@
 """Memory of a server's processes: PSS, in which a page that n processes share counts a n-th in each."""
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +14,7 @@ class Process:
     pid: int
     name: str
     pss_mib: float
+    replica: bool = False  # of a Serve deployment
 
 
 def processes(variable: str, value: str) -> list[Process]:
@@ -36,16 +35,10 @@ def processes(variable: str, value: str) -> list[Process]:
         except OSError:
             continue  # somebody else's, or gone by now
         if kilobytes:
-            found.append(Process(int(directory.name), _name(title), int(kilobytes[1]) / 1024))
+            pss_mib = int(kilobytes[1]) / 1024
+            replica = title.startswith(b"ray::ServeReplica")
+            found.append(Process(int(directory.name), _name(title), pss_mib, replica))
     return sorted(found, key=lambda process: -process.pss_mib)
-
-
-def by_name(found: list[Process]) -> Mapping[str, float]:
-    """MiB by process name, largest first."""
-    totals: defaultdict[str, float] = defaultdict(float)
-    for process in found:
-        totals[process.name] += process.pss_mib
-    return {name: round(mib, 1) for name, mib in sorted(totals.items(), key=lambda item: -item[1])}
 
 
 def report(found: list[Process]) -> str:

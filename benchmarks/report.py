@@ -60,7 +60,7 @@ def breakdown(summary: Summary) -> dict[str, float] | None:
 
 def table(rows: Sequence[Row], roof: Mapping[str, Any] | None) -> str:
     """Throughput and latency of every row; under them each load's ratio to the peer and the roof."""
-    head = f"{'':14}{'load':14}{'server':11}{'items/s':>9}{'goodput':>9}{'of roof':>9}{'to peer':>9}"
+    head = f"{'':14}{'load':14}{'server':11}{'items/s':>9}{'good/s':>9}{'of roof':>9}{'to peer':>9}"
     lines = [
         head + "".join(f"{name:>10}" for name in ("p50 ms", "p90 ms", "p99 ms", "max ms")) + "  statuses"
     ]

@@ -13,6 +13,7 @@ class Answer:
     status: int
     timing: bytes
     body: bytes
+    retry_after_s: float = 0.0
 
 
 class Connection(asyncio.Protocol):
@@ -53,6 +54,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._timing = b""
+        self._retry_after = b"0"
         self._body: list[bytes] = []
 
     # asyncio's callbacks
@@ -81,6 +83,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"server-timing":
             self._timing = value
+        elif name.lower() == b"retry-after":
+            self._retry_after = value
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -90,5 +94,6 @@ class Connection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self.close()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(status, self._timing, b"".join(self._body)))
+            wait = float(self._retry_after) if self._retry_after.isdigit() else 0.0
+            self._answer.set_result(Answer(status, self._timing, b"".join(self._body), wait))
         self._reset()

@@ -71,12 +71,12 @@ async def closed_loop(
     run = Run()
     answered = 0
     enough = asyncio.Event()
-    stop = False
+    stopped = asyncio.Event()
 
     async def client() -> None:
         nonlocal answered
         connection: Connection | None = None
-        while not stop:
+        while not stopped.is_set():
             kind, request = next(requests)
             sent = clock() - start
             connection, answer = await target.exchange(connection, request)
@@ -85,8 +85,11 @@ async def closed_loop(
             if answered >= clients:
                 enough.set()
             run.samples.append(Sample(kind, sent, sent, finished, answer.status, answer.timing))
-            if answer.status == BROKEN:
-                await asyncio.sleep(0.01)  # a server that refuses connections is not hammered
+            # As a decent client: it comes back when it was told to, and hammers no server that is down.
+            wait = 0.01 if answer.status == BROKEN else answer.retry_after_s
+            if wait:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), wait)
         if connection is not None:
             connection.close()
 
@@ -97,7 +100,7 @@ async def closed_loop(
     with suppress(TimeoutError):
         await asyncio.wait_for(enough.wait(), 3 * seconds)
     run.seconds, run.client_cpu_s = clock() - start, time.process_time() - cpu
-    stop = True
+    stopped.set()
     await asyncio.gather(*tasks)  # the last answers, so that the next run finds an idle server
     return run
 
