@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -64,12 +63,12 @@ def soak(target: Target, seconds: float, warm_up_s: float, clients: int, bound_m
     samples: list[Sample] = []
     interval_s = max(1.0, seconds / SAMPLES)
     began = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        driven = pool.submit(drive, plan)
-        while not driven.done():
-            samples.append(Sample(time.monotonic() - began, tuple(memory.processes(*target.mark))))
-            time.sleep(interval_s)
-    load = driven.result()
+
+    def weigh() -> None:
+        samples.append(Sample(time.monotonic() - began, tuple(memory.processes(*target.mark))))
+        time.sleep(interval_s)
+
+    load = drive(plan, meanwhile=weigh)
     watched = [sample for sample in samples if warm_up_s <= sample.seconds <= warm_up_s + seconds]
     return judge(watched, load, bound_mib)
 

@@ -1,7 +1,7 @@
-"""Reads a plan as JSON from standard input, drives the load, writes the summary as JSON.
+"""Drives the load of a plan, given as JSON, and writes the summary as JSON.
 
-echo '{"url": …, "scenario": "text", "photos": ".cache/bench/photos", "seconds": 5}' |
-    python -m benchmarks.load
+python -m benchmarks.load '{"url": "http://127.0.0.1:8000", "scenario": "text", "photos":
+    ".cache/bench/photos", "seconds": 5, "clients": 32}'
 """
 
 import asyncio
@@ -62,6 +62,6 @@ async def probe(target: Target, kind: str, source: Iterator[Request]) -> None:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(asdict(asyncio.run(drive(Plan(**json.load(sys.stdin)))))))
+        print(json.dumps(asdict(asyncio.run(drive(Plan(**json.loads(sys.argv[1])))))))
     except LoadError as error:
         sys.exit(str(error))

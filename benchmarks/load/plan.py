@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -33,15 +34,22 @@ class Plan:
     seed: int = 0
 
 
-def drive(plan: Plan) -> Summary:
-    """Run the plan in a process of its own. Raises LoadError."""
-    command = [sys.executable, "-m", "benchmarks.load"]
-    process = subprocess.run(
-        command, cwd=ROOT, input=json.dumps(asdict(plan)), capture_output=True, text=True, check=False
-    )
+def drive(plan: Plan, meanwhile: Callable[[], None] | None = None) -> Summary:
+    """Run the plan in a process of its own, calling `meanwhile` again and again. Raises LoadError."""
+    command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(plan))]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while meanwhile is not None and process.poll() is None:
+                meanwhile()
+            output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode:
-        raise LoadError(f"{plan.scenario}: {process.stderr.strip()[-2000:]}")
-    return as_summary(json.loads(process.stdout))
+        raise LoadError(f"{plan.scenario}: {errors.strip()[-2000:]}")
+    return as_summary(json.loads(output))
 
 
 def as_summary(values: dict[str, Any]) -> Summary:
