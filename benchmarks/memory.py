@@ -47,14 +47,14 @@ def report(found: list[Process]) -> str:
     return "\n".join([*lines, f"{total:9.1f} MiB  PSS of {len(found)} processes"])
 
 
-def _name(title: bytes) -> str:
+def _name(command: bytes) -> str:
     """`Gateway` of a Serve replica, else the program or the script or module it runs."""
-    parts = [part for part in title.decode(errors="replace").split("\0") if part]
+    parts = [part for part in command.decode(errors="replace").split("\0") if part]
     if not parts:
         return "?"
     if parts[0].startswith("ray::"):
-        words = parts[0].strip().split(":")
-        return words[-1] if "ServeReplica" in parts[0] else parts[0][len("ray::") :].strip()
+        title = parts[0].removeprefix("ray::").strip()  # of a replica ServeReplica:application:name.method
+        return title.split(":")[-1].split(".")[0]
     if "python" in Path(parts[0]).name:
         interesting = [part for part in parts[1:] if not part.startswith("-")]
         return Path(interesting[0]).name if interesting else Path(parts[0]).name
