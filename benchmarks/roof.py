@@ -62,7 +62,8 @@ def best(results: Sequence[Measured]) -> dict[str, dict[str, Any]]:
         same = [result for result in results if (result.precision, result.kind) == (precision, kind)]
         top = asdict(max(same, key=lambda result: result.speed.items_per_s))
         alone = min((result.speed.batch_ms for result in same if result.batch == 1), default=None)
-        found.setdefault(precision, {})[kind] = {**top, **top.pop("speed"), "alone_ms": alone}
+        speed = top.pop("speed")
+        found.setdefault(precision, {})[kind] = {**top, **speed, "alone_ms": alone}
     return found
 
 
