@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STARTER := .cache/starter/.complete
+INFINITY := .cache/peers/infinity
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
@@ -39,10 +40,33 @@ starters: setup ## Train the starter classifiers again (about ten minutes on 2 c
 train-smoke: setup ## From a CSV to a served classifier's answers, in under three minutes
 	$(BIN)/python -m pytest -q tests/e2e/test_train_smoke.py
 
-bench: setup ## Measurements that run on this machine alone
-	$(BIN)/python -m benchmarks.batching
+# SECONDS=… of load each; for the others, OPTIONS="--scenarios image-raw,text --clients 1,32 --set clip.precision=fp32"
+LONG = $(if $(SECONDS),--seconds $(SECONDS))
+
+bench: setup ## The serving path under load, beside the bare engine (a few minutes)
+	$(BIN)/python -m benchmarks.serving $(LONG) $(OPTIONS)
+
+bench-peers: setup $(INFINITY)/.installed ## The same requests to infinity as well
+	$(BIN)/python -m benchmarks.serving --peer infinity $(LONG) $(OPTIONS)
+
+bench-roof: setup ## The bare engine alone: every layout, batch size and precision
+	$(BIN)/python -m benchmarks.roof $(LONG) $(OPTIONS)
+
+bench-batching: setup ## The batch queue against @serve.batch
+	$(BIN)/python -m benchmarks.batching $(LONG) $(OPTIONS)
+
+soak: setup ## Half an hour of mixed load (SECONDS=… for another time): does memory grow?
+	$(BIN)/python -m benchmarks.soak $(LONG) $(OPTIONS)
+
+# An environment of its own, for it needs other versions of nearly everything.
+$(INFINITY)/.installed:
+	$(PYTHON) -m venv $(INFINITY)
+	$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(INFINITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "infinity-emb[server,torch,cache,logging]==0.0.78" torch==2.13.0 aiohttp
+	@touch $@
 
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test starters train-smoke bench clean
+.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching soak clean

@@ -1,6 +1,7 @@
 """One model behind its batch queue: what every model deployment is made of."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,12 +44,14 @@ class ServedModel(Generic[Item, Output]):
 
     async def __call__(self, items: Sequence[Item]) -> Served[Output]:
         """Raises BadInput pointing at the first item the model cannot use, before any is queued."""
+        start = time.perf_counter()
         prepared = await asyncio.to_thread(self._prepare, items)
+        preparing_ms = (time.perf_counter() - start) * 1e3
         batched = await self._queue.submit(prepared)
         return Served(
             outputs=batched.outputs,
             length=sum(map(self._model.length, prepared)),
-            times=StageTimes(queue=batched.queue_ms, model=batched.run_ms),
+            times=StageTimes(preprocess=preparing_ms, queue=batched.queue_ms, model=batched.run_ms),
         )
 
     def check(self) -> None:

@@ -4,6 +4,10 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -20,13 +24,38 @@ logger = logging.getLogger("ray.serve")
 
 
 class Timing:
-    """The stage times of one request, added to by whatever handles it."""
+    """The stage times of one request, added to by whatever handles it, and when it was out of the gateway."""
 
     def __init__(self) -> None:
         self.total = StageTimes()
+        self._arrived = time.perf_counter()
+        self._left: float | None = None  # the first call to a deployment
+        self._back: float | None = None  # the last one's answer
 
     def add(self, times: StageTimes) -> None:
         self.total = self.total.then(times)
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """While the block runs a deployment is at work on this request."""
+        if self._left is None:
+            self._left = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._back = time.perf_counter()
+
+    def gateway(self) -> dict[str, float]:
+        """Milliseconds until now: reading the request, calls to deployments, making the answer."""
+        now = time.perf_counter()
+        left = now if self._left is None else self._left
+        back = now if self._back is None else self._back
+        spans = {"parse": left - self._arrived, "calls": back - left, "answer": now - back}
+        return {name: seconds * 1e3 for name, seconds in spans.items()}
+
+
+# The request whose task this is, for what has no request at hand.
+CURRENT: ContextVar[Timing | None] = ContextVar("timing", default=None)
 
 
 def timing_of(request: Request) -> Timing:
@@ -62,13 +91,14 @@ class RequestContext:
         start = time.perf_counter()
         timing = Timing()
         scope.setdefault("state", {})["timing"] = timing
+        CURRENT.set(timing)  # the server gives every request a task, and so a context, of its own
         status = 499  # unless an answer starts, the caller went away
 
         async def send_with_timing(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).append("server-timing", server_timing(timing.total))
+                MutableHeaders(scope=message).append("server-timing", server_timing(timing))
             await send(message)
 
         try:
@@ -100,9 +130,8 @@ class RequestContext:
             self._metrics.record(route, scope["method"], status, total_ms, timing.total)
 
 
-def server_timing(times: StageTimes) -> str:
-    """The Server-Timing header's value (W3C Server Timing), milliseconds."""
-    return (
-        f"queue;dur={times.queue:.2f}, preprocess;dur={times.preprocess:.2f}, "
-        f"model;dur={times.model:.2f}, index;dur={times.index:.2f}"
-    )
+def server_timing(timing: Timing) -> str:
+    """The Server-Timing header's value (W3C Server Timing), milliseconds: the stages, which lie within
+    `calls`, and what the gateway itself took before and after it."""
+    durations = asdict(timing.total) | timing.gateway()
+    return ", ".join(f"{name};dur={duration:.2f}" for name, duration in durations.items())

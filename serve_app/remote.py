@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from grpc import StatusCode
@@ -10,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import NotReady, TooLarge, cause_of
+from serve_app.middleware import CURRENT
 
 Result = TypeVar("Result")
 
@@ -30,8 +32,10 @@ async def call(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
 
 async def call_once(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
     """Like `call`, for methods that answer something else the second time, such as deletions."""
+    timing = CURRENT.get()
     try:
-        return await getattr(handle, method).remote(*args)
+        with timing.calling() if timing else nullcontext():
+            return await getattr(handle, method).remote(*args)
     except (RayActorError, AioRpcError) as error:
         if isinstance(error, AioRpcError) and error.code() == StatusCode.RESOURCE_EXHAUSTED:
             raise TooLarge("the request or its answer is too large to pass on; ask for less") from None

@@ -64,8 +64,18 @@ def distilbert_directory(
     )
     torch.manual_seed(seed)
     DistilBertForSequenceClassification(config).save_pretrained(directory)
-    shutil.copy(starter() / "minilm" / "tokenizer.json", directory)
+    shutil.copy(bert_tokenizer(), directory / "tokenizer.json")
     return directory
+
+
+def bert_tokenizer() -> Path:
+    """BERT's tokenizer.json, kept in the cache on its own: all of the starter is not always to be had."""
+    target = CACHE / "bert_tokenizer" / "tokenizer.json"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            Path(shutil.copy(starter() / "minilm" / "tokenizer.json", scratch)).rename(target)
+    return target
 
 
 @cache

@@ -1,0 +1,1 @@
+"""A load generator: closed and open loops over keep-alive connections, in a process of its own."""

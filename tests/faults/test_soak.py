@@ -1,0 +1,21 @@
+"""A minute of mixed load: every answer is right, no replica is lost, and memory does not run away."""
+
+from benchmarks import soak
+from benchmarks.servers import Target, fill_collection
+from tests.server import Server
+
+WARM_UP_S = 15.0  # allocators and kernels for the shapes of this traffic
+WATCHED_S = 45.0
+# A leak of one decoded photo a request would show as gigabytes; what a quiet minute shows is below 100 MiB.
+BOUND_MIB = 400.0
+
+
+def test_a_minute_of_mixed_load_leaves_memory_where_it_was(server: Server) -> None:
+    target = Target("sightline", server.url, ("RAY_TMPDIR", str(server.directory)))
+    fill_collection(target.url)
+    try:
+        result = soak.soak(target, WATCHED_S, WARM_UP_S, clients=8, bound_mib=BOUND_MIB)
+    finally:
+        server.delete("/v1/collections/bench").raise_for_status()
+    assert not result.problems, soak.report(result)
+    assert result.load.statuses["200"] >= 50, soak.report(result)

@@ -1,0 +1,58 @@
+"""Memory of a server's processes, and what a soak makes of it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+from benchmarks.load.summary import Latency, Summary
+from benchmarks.memory import Process, processes
+from benchmarks.soak import Sample, judge
+
+LOAD = Summary(1, 1, 1, 1, 1, Latency(), Latency(), {"200": 10}, {}, {}, 0, 0)
+
+
+def test_processes_are_found_by_their_environment_and_weighed() -> None:
+    held = 64  # MiB
+    code = f"x = bytearray({held} << 20); print('ready', flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"SIGHTLINE_TEST_MARK": "yes"},
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        assert child.stdout.readline() == b"ready\n"
+        found = processes("SIGHTLINE_TEST_MARK", "yes")
+        assert [process.pid for process in found] == [child.pid]
+        assert held <= found[0].pss_mib < held + 100
+        assert not processes("SIGHTLINE_TEST_MARK", "ye")
+        child.stdin.close()
+
+
+def sample(second: float, *mib: float, pids: tuple[int, ...] = (1, 2)) -> Sample:
+    named = zip(pids, mib, strict=True)
+    return Sample(second, tuple(Process(pid, f"Replica{pid}", size, replica=True) for pid, size in named))
+
+
+def test_a_leak_fails_and_a_burst_does_not() -> None:
+    leak = [sample(i, 500, 100 + i) for i in range(60)]
+    result = judge(leak, LOAD, bound_mib=50)
+    assert result.total.mib == 59
+    assert result.total.mib_per_hour == 3600
+    assert result.by_process["Replica1 (1)"].mib == 0
+    assert len(result.problems) == 1
+    assert "59 MiB" in result.problems[0]
+    assert not judge(leak, LOAD, bound_mib=60).problems
+    burst = [sample(i, 500, 100 if i != 59 else 400) for i in range(60)]
+    assert not judge(burst, LOAD, bound_mib=50).problems
+
+
+def test_a_lost_replica_or_a_failed_request_fails() -> None:
+    replaced = [sample(i, 500, 100, pids=(1, 2 if i < 5 else 3)) for i in range(10)]
+    assert "Replica2, Replica3" in judge(replaced, LOAD, bound_mib=50).problems[0]
+    steady = [sample(i, 500, 100) for i in range(10)]
+    refused = replace(LOAD, statuses={"200": 9, "503": 1})
+    assert "503" in judge(steady, refused, bound_mib=50).problems[0]
