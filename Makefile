@@ -55,6 +55,9 @@ bench-roof: setup ## The bare engine alone: every layout, batch size and precisi
 bench-batching: setup ## The batch queue against @serve.batch
 	$(BIN)/python -m benchmarks.batching $(LONG) $(OPTIONS)
 
+crash: setup ## Kill the index under writes fifty times (ROUNDS=… for another number): is anything lost?
+	ROUNDS=$(or $(ROUNDS),50) $(BIN)/python -m pytest -q --timeout 3600 tests/faults/test_crash.py
+
 soak: setup ## Half an hour of mixed load (SECONDS=… for another time): does memory grow?
 	$(BIN)/python -m benchmarks.soak $(LONG) $(OPTIONS)
 
@@ -69,4 +72,4 @@ $(INFINITY)/.installed:
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching soak clean
+.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching crash soak clean

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,18 @@ def running(
     finally:
         stop(process)
         shutil.rmtree(private, ignore_errors=True)
+
+
+def replicas(server: Server, deployment: str) -> list[int]:
+    """The processes of a deployment on this very server's cluster."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (process / "cmdline").read_bytes().decode(errors="replace")
+            variables = (process / "environ").read_bytes().split(b"\0")
+            if f":{deployment}" in title and f"RAY_TMPDIR={server.directory}".encode() in variables:
+                found.append(int(process.name))
+    return found
 
 
 def environment(directory: Path) -> dict[str, str]:
