@@ -1,0 +1,93 @@
+"""Processes of a system: found, weighed, and seen to be gone."""
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+MARK = "VECTOR_SEARCH_BENCHMARK"
+PARTS = {"Pss_Anon": "anonymous", "Pss_File": "file", "Pss_Shmem": "shared"}
+STOP_TIMEOUT_S = 60.0
+
+
+def new_mark() -> dict[str, str]:
+    """An environment variable by which `marked` finds the processes that inherit it."""
+    return {MARK: secrets.token_hex(8)}
+
+
+def environment(mark: dict[str, str], **extra: str) -> dict[str, str]:
+    return {**os.environ, **mark, **extra}
+
+
+def marked(mark: dict[str, str]) -> list[int]:
+    """The living processes that were started with this mark, and their descendants."""
+    entry = f"{MARK}={mark[MARK]}".encode()
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                state, parent = (directory / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+                if state == "Z":
+                    continue
+                parents[int(directory.name)] = int(parent)
+                if entry in (directory / "environ").read_bytes().split(b"\0"):
+                    found.add(int(directory.name))
+            except (OSError, ValueError):
+                continue  # ended meanwhile, or another user's
+    # PostgreSQL's processes write their titles over their environment.
+    while children := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= children
+    return sorted(found)
+
+
+def memory(pids: list[int]) -> dict[str, int]:
+    """Bytes of proportional set size, by kind and in total: shared pages count once over all processes."""
+    total = dict.fromkeys([*PARTS.values(), "total"], 0)
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        except OSError:
+            continue  # ended meanwhile
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        total["total"] += kilobytes["Pss"] * 1024
+        for field, name in PARTS.items():
+            total[name] += kilobytes.get(field, 0) * 1024
+    return total
+
+
+def bytes_on_disk(directory: Path) -> int:
+    """What the files take, counted in blocks."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except OSError:
+                continue  # compacted away meanwhile
+    return total
+
+
+def stop(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """Asks the process to stop and waits for it; kills its group if it does not."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def end_all(mark: dict[str, str], timeout_s: float = 10.0) -> None:
+    """Waits for the marked processes to end, and kills those that do not."""
+    deadline = time.monotonic() + timeout_s
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
