@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STARTER := .cache/starter/.complete
+PEERS  := .cache/peers/venv
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
@@ -42,7 +43,15 @@ train-smoke: setup ## From a CSV to a served classifier's answers, in under thre
 bench: setup ## Measurements that run on this machine alone
 	$(BIN)/python -m benchmarks.batching
 
+$(PEERS)/.installed: benchmarks/vector_peers/requirements.txt | $(VENV)/.installed
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-index: setup $(PEERS)/.installed ## The vector index beside its peers (240 MB from PyPI once; ARGS=--quick to try)
+	$(BIN)/python -m benchmarks.vector_search $(ARGS)
+
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test starters train-smoke bench clean
+.PHONY: help setup serve check test starters train-smoke bench bench-index clean

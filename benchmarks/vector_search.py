@@ -6,11 +6,12 @@
 
 All run here, one after the other, on loopback, with the same vectors (vector_peers/mixture.py says how they
 are made) and the same question: the ten nearest by cosine, each with id, score and metadata. Each keeps
-its defaults but for what vector_peers/NAME.py says, and its one search parameter: of those tried in rising order of
-cost the first counts that reaches recall@10 of 0.95 on 200 queries. Everything reported is measured on 1000
-others; a filter is tuned by itself and compared with the true neighbours among what passes. Clients are a
-closed loop in one separate process (vector_peers/client.py), the same for every server; LanceDB and FAISS are
-libraries, so their clients are threads of their own process and pay for no socket and no encoding.
+its defaults but for what vector_peers/NAME.py says, and but for its search parameters: of those tried in
+rising order of cost the first counts that reaches recall@10 of 0.95 on 200 queries. Everything reported is
+measured on 1000 others; a filter is tuned by itself, and compared with the true neighbours among what passes.
+Clients are a closed loop in one separate process (vector_peers/client.py), the same for every server;
+LanceDB and FAISS are libraries, so their clients are threads of their own process and pay for no socket
+and no encoding.
 
 Memory is PSS over all processes of a system; Sightline's holds the Ray runtime and the image and text
 models too. Each scenario ends in a JSON line that is also kept in .cache/bench/vector_search.jsonl;
@@ -31,7 +32,7 @@ from pathlib import Path
 from benchmarks.vector_peers import mixture, report
 from benchmarks.vector_peers.bare_faiss import KINDS, BareFaiss
 from benchmarks.vector_peers.chroma import Chroma
-from benchmarks.vector_peers.lancedb import LanceDb
+from benchmarks.vector_peers.lancedb import INDEXES, LanceDb
 from benchmarks.vector_peers.measure import TARGET_RECALL, Plan, machine, scenarios
 from benchmarks.vector_peers.pgvector import Pgvector
 from benchmarks.vector_peers.sightline import Sightline
@@ -46,7 +47,7 @@ DIMENSIONS = 512
 SYSTEMS: dict[str, Callable[[Context, argparse.Namespace], System]] = {
     "sightline": lambda context, options: Sightline(context, options.kind),
     "chroma": lambda context, options: Chroma(context),
-    "lancedb": lambda context, options: LanceDb(context),
+    "lancedb": lambda context, options: LanceDb(context, options.lancedb_kind),
     "pgvector": lambda context, options: Pgvector(context),
     "faiss": lambda context, options: BareFaiss(context, options.faiss_kind),
 }
@@ -60,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, help="of vectors (100000)")
     parser.add_argument("--kind", default="flat", help="of Sightline's index (%(default)s)")
     parser.add_argument("--faiss-kind", default="flat", choices=list(KINDS), help="(%(default)s)")
+    parser.add_argument("--lancedb-kind", default="IVF_HNSW_SQ", choices=list(INDEXES), help="(%(default)s)")
     parser.add_argument("--clients", default="1,16", help="comma-separated numbers of clients (%(default)s)")
     parser.add_argument("--seconds", type=float, help="of each search measurement (10)")
     parser.add_argument("--quick", action="store_true", help="10000 vectors and 2 s: for trying")

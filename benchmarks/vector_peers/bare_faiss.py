@@ -28,7 +28,7 @@ class BareFaiss(Embedded):
     """Every thread searches for one query at a time, with one OpenMP thread."""
 
     name = "faiss"
-    durability = "none; the restart reads a file that write_index left"
+    durability = "none: memory; the restart reads a file that write_index left"
 
     def __init__(self, context: Context, kind: str) -> None:
         super().__init__(context)

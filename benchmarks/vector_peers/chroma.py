@@ -23,7 +23,7 @@ class Chroma(HttpSystem):
     """The server reads a changed ef_search when it opens the collection, so a new setting restarts it."""
 
     name = "chroma"
-    durability = "SQLite log, its default journal: see fsyncs"
+    durability = "SQLite, journal_mode=delete: fsync before every answer"
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.vector_peers import processes
 from benchmarks.vector_peers.client import Measured
 from benchmarks.vector_peers.dataset import FILTERS, Dataset, K, Queries, Truth
 from benchmarks.vector_peers.system import Ids, Setting, System
@@ -17,6 +18,7 @@ Record = dict[str, Any]
 
 TARGET_RECALL = 0.95
 TUNING_CLIENTS = 2
+LARGEST = 5  # processes named in the record of memory
 FIRST_ANSWER_TIMEOUT_S = 300.0
 
 
@@ -48,7 +50,7 @@ def scenarios(system: System, data: Dataset, plan: Plan) -> Iterator[Record]:
                 "queries": len(answers),
                 **_speed(measured),
             }
-    yield {"scenario": "memory", **{f"{part}_bytes": size for part, size in system.memory().items()}}
+    yield _memory(system)
     yield {"scenario": "disk", "bytes": system.bytes_on_disk()}
     yield _restart(system, reported, setting, answers)
 
@@ -97,6 +99,17 @@ def _speed(measured: Measured) -> Record:
         "throughput_per_s": round(len(measured.latencies) / measured.seconds, 1),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
+    }
+
+
+def _memory(system: System) -> Record:
+    sizes = {pid: processes.memory(pid) for pid in system.processes()}
+    largest = sorted(sizes, key=lambda pid: sizes[pid]["total"], reverse=True)[:LARGEST]
+    return {
+        "scenario": "memory",
+        **{f"{part}_bytes": sum(size[part] for size in sizes.values()) for part in processes.PARTS},
+        "processes": len(sizes),
+        "largest": [{"process": processes.title(pid), **sizes[pid]} for pid in largest],
     }
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 MARK = "VECTOR_SEARCH_BENCHMARK"
-PARTS = {"Pss_Anon": "anonymous", "Pss_File": "file", "Pss_Shmem": "shared"}
+PARTS = {"total": "Pss", "anonymous": "Pss_Anon", "file": "Pss_File", "shared": "Pss_Shmem"}
 STOP_TIMEOUT_S = 60.0
 
 
@@ -43,19 +43,25 @@ def marked(mark: dict[str, str]) -> list[int]:
     return sorted(found)
 
 
-def memory(pids: list[int]) -> dict[str, int]:
-    """Bytes of proportional set size, by kind and in total: shared pages count once over all processes."""
-    total = dict.fromkeys([*PARTS.values(), "total"], 0)
-    for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-        except OSError:
-            continue  # ended meanwhile
-        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        total["total"] += kilobytes["Pss"] * 1024
-        for field, name in PARTS.items():
-            total[name] += kilobytes.get(field, 0) * 1024
-    return total
+def memory(pid: int) -> dict[str, int]:
+    """Bytes of proportional set size, in total and by kind; a shared page counts once over all its processes.
+
+    All zero if the process has ended.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        lines = []
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return {part: kilobytes.get(field, 0) * 1024 for part, field in PARTS.items()}
+
+
+def title(pid: int) -> str:
+    """How the process calls itself, at most 60 characters; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:60]
+    except OSError:
+        return ""
 
 
 def bytes_on_disk(directory: Path) -> int:

@@ -102,8 +102,8 @@ class System(ABC):
         """Searches for the K nearest of every query: once each, or over and over for a window of
         (warm-up, measured) seconds."""
 
-    def memory(self) -> dict[str, int]:
-        return processes.memory(processes.marked(self.mark))
+    def processes(self) -> list[int]:
+        return processes.marked(self.mark)
 
     def details(self) -> dict[str, Any]:
         """What else is worth knowing about the index."""
