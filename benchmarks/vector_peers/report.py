@@ -14,6 +14,7 @@ FONT_PX = 15
 BAR_PX = 22
 PANEL_PX = (560, 40)  # width, and height beside the bars
 LABEL_PX, VALUE_PX = 130, 90
+OURS = "sightline"
 COLOURS = {True: (31, 119, 180), False: (170, 170, 170)}  # ours, theirs
 NAME_CHARS, CELL_CHARS = 36, 17
 
@@ -23,7 +24,7 @@ class Results:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = {_key(record): record for record in records}
-        self.labels = list(dict.fromkeys(record["label"] for record in records))
+        self.labels = sorted({record["label"] for record in records}, key=_ours_first)
 
     def value(
         self, label: str, scenario: str, field: str, filter: str | None = None, clients: int | None = None
@@ -37,11 +38,12 @@ class Results:
 
 
 class Row(NamedTuple):
-    """A measurement; of a label its value, None where it was not taken."""
+    """A measurement, and by label its value, None where it was not taken."""
 
     title: str
     digits: int
     more_is_better: bool
+    drawn: bool
     value: Callable[[str], float | None]
 
 
@@ -63,23 +65,23 @@ def rows(results: Results) -> Iterator[Row]:
     def search(field: str, filter: str | None, clients: int) -> Callable[[str], float | None]:
         return lambda label: results.value(label, "search", field, filter, clients)
 
-    yield Row("load, vectors/s", 0, True, plain("load", "vectors_per_s"))
-    yield Row("index build after the load, s", 1, False, plain("load", "build_s"))
-    yield Row("load and build, vectors/s", 0, True, plain("load", "searchable_vectors_per_s"))
+    yield Row("load, vectors/s", 0, True, False, plain("load", "vectors_per_s"))
+    yield Row("index build after the load, s", 1, False, False, plain("load", "build_s"))
+    yield Row("load and build, vectors/s", 0, True, True, plain("load", "searchable_vectors_per_s"))
     for filter, words in ((None, "search"), ("common", "filter of 10%"), ("rare", "filter of 1%")):
         for clients in results.clients:
             who = f"{words}, {clients} client{'s' * (clients > 1)}"
-            yield Row(f"{who}: recall@10", 3, True, search("recall", filter, clients))
-            yield Row(f"{who}: answers/s", 0, True, search("throughput_per_s", filter, clients))
-            yield Row(f"{who}: p50 ms", 1, False, search("p50_ms", filter, clients))
-            yield Row(f"{who}: p99 ms", 1, False, search("p99_ms", filter, clients))
-    yield Row("memory (PSS), MiB", 0, False, plain("memory", "total_bytes", MiB))
-    yield Row("  anonymous", 0, False, plain("memory", "anonymous_bytes", MiB))
-    yield Row("  mapped files", 0, False, plain("memory", "file_bytes", MiB))
-    yield Row("  shared memory", 0, False, plain("memory", "shared_bytes", MiB))
-    yield Row("disk, MiB", 0, False, plain("disk", "bytes", MiB))
-    yield Row("clean stop, s", 1, False, plain("restart", "stop_s"))
-    yield Row("start to first right answer, s", 1, False, plain("restart", "start_s"))
+            yield Row(f"{who}: recall@10", 3, True, False, search("recall", filter, clients))
+            yield Row(f"{who}: answers/s", 0, True, True, search("throughput_per_s", filter, clients))
+            yield Row(f"{who}: p50 ms", 1, False, clients == 1, search("p50_ms", filter, clients))
+            yield Row(f"{who}: p99 ms", 1, False, False, search("p99_ms", filter, clients))
+    yield Row("memory (PSS), MiB", 0, False, True, plain("memory", "total_bytes", MiB))
+    yield Row("  anonymous", 0, False, False, plain("memory", "anonymous_bytes", MiB))
+    yield Row("  mapped files", 0, False, False, plain("memory", "file_bytes", MiB))
+    yield Row("  shared memory", 0, False, False, plain("memory", "shared_bytes", MiB))
+    yield Row("disk, MiB", 0, False, True, plain("disk", "bytes", MiB))
+    yield Row("clean stop, s", 1, False, False, plain("restart", "stop_s"))
+    yield Row("start to first right answer, s", 1, False, True, plain("restart", "start_s"))
 
 
 def table(results: Results) -> Iterator[str]:
@@ -90,8 +92,8 @@ def table(results: Results) -> Iterator[str]:
 
 
 def draw(results: Results, heading: str, path: Path) -> None:
-    """A PNG with one panel of bars for each row that says something on its own, two panels side by side."""
-    panels = [row for row in rows(results) if not row.title.startswith(" ") and "p99" not in row.title]
+    """A PNG with a panel of bars for each row that is `drawn`, two panels side by side."""
+    panels = [row for row in rows(results) if row.drawn]
     width, height = PANEL_PX[0], PANEL_PX[1] + BAR_PX * len(results.labels)
     image = Image.new("RGB", (2 * width, 2 * FONT_PX + height * -(-len(panels) // 2)), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_PX)
@@ -106,9 +108,13 @@ def draw(results: Results, heading: str, path: Path) -> None:
             start, middle = left + LABEL_PX, top + 2 * FONT_PX + BAR_PX * line + BAR_PX // 2
             pen.text((start - 6, middle), label, "black", font, anchor="rm")
             end = start + (width - LABEL_PX - VALUE_PX) * (value or 0) / longest
-            pen.rectangle((start, middle - 8, end, middle + 8), COLOURS[label.startswith("sightline")])
+            pen.rectangle((start, middle - 8, end, middle + 8), COLOURS[label.startswith(OURS)])
             pen.text((end + 6, middle), _shown(value, row.digits), "black", font, anchor="lm")
     image.save(path)
+
+
+def _ours_first(label: str) -> tuple[bool, str]:
+    return not label.startswith(OURS), label
 
 
 def _key(record: Record) -> tuple[str, str, str | None, int | None]:
