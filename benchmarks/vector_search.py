@@ -7,15 +7,16 @@
 All run here, one after the other, on loopback, with the same vectors (vector_peers/mixture.py says how they
 are made) and the same question: the ten nearest by cosine, each with id, score and metadata. Each keeps
 its defaults but for what vector_peers/NAME.py says, and but for its search parameters: of those tried in
-rising order of cost the first counts that reaches recall@10 of 0.95 on 200 queries. Everything reported is
+rising order of cost the first counts that reaches recall@10 of 0.95 on 500 queries. Everything reported is
 measured on 1000 others; a filter is tuned by itself, and compared with the true neighbours among what passes.
 Clients are a closed loop in one separate process (vector_peers/client.py), the same for every server;
 LanceDB and FAISS are libraries, so their clients are threads of their own process and pay for no socket
 and no encoding.
 
-Memory is PSS over all processes of a system; Sightline's holds the Ray runtime and the image and text
-models too. Each scenario ends in a JSON line that is also kept in .cache/bench/vector_search.jsonl;
-the table and the picture show the latest of each, so that systems can be measured one at a time.
+Memory is PSS over all processes of a system while the most clients search it, without the kernel's page
+cache; Sightline's holds the Ray runtime and the image and text models too. Each scenario ends in a JSON line
+that is also kept in .cache/bench/vector_search.jsonl; the table and the picture show the latest of each, so
+that systems can be measured one at a time.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def main() -> None:
     if not PEERS_PYTHON.exists():
         sys.exit(f"{PEERS_PYTHON} is missing: run this through `make bench-index`, which installs the peers")
     data = mixture.prepare(BENCH, options.count, DIMENSIONS, options.seed)
-    about = {"count": options.count, "dimensions": DIMENSIONS, "seed": options.seed}
+    about = {"count": options.count, "dimensions": DIMENSIONS, "seed": options.seed, "data": mixture.VERSION}
     with _context() as context:
         for name in options.systems:
             with SYSTEMS[name](context, options) as system:
@@ -103,7 +104,7 @@ def main() -> None:
                     with RESULTS.open("a") as file:
                         file.write(line + "\n")
     results = report.read(RESULTS, **about)
-    heading = f"{options.count:,} vectors of {DIMENSIONS} dimensions, search at recall@10 from {TARGET_RECALL}"
+    heading = f"{options.count:,} vectors of {DIMENSIONS} dimensions; search at recall@10 > {TARGET_RECALL}"
     print(f"\n{heading}", *report.table(results), sep="\n")
     report.draw(results, heading, options.picture)
     print(f"\n{options.picture}")

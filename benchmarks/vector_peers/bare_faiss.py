@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -80,9 +81,13 @@ def make_search(directory: Path, setting: Setting, category: str | None) -> Sear
     searched = index(directory)
     parameters = None
     if setting or category is not None:
-        kind = faiss.SearchParametersHNSW if "efSearch" in setting else faiss.SearchParameters
-        chosen = {} if category is None else {"sel": faiss.IDSelectorBitmap(members(directory, category))}
-        parameters = kind(**setting, **chosen)
+        kind: Any = faiss.SearchParameters
+        if "efSearch" in setting:
+            kind = faiss.SearchParametersHNSW  # type: ignore[attr-defined]
+        selector = None
+        if category is not None:
+            selector = faiss.IDSelectorBitmap(members(directory, category))  # type: ignore[call-arg, arg-type]
+        parameters = kind(sel=selector, **setting)
 
     def search(query: Floats) -> list[int]:
         faiss.omp_set_num_threads(1)  # OpenMP keeps it per calling thread

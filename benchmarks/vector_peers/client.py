@@ -117,7 +117,7 @@ def body_of(message: bytearray) -> bytes | None:
 
 
 def _unchunked(message: bytearray, start: int) -> bytes | None:
-    parts = []
+    parts: list[bytes] = []
     while (line_end := message.find(b"\r\n", start)) >= 0:
         size = int(message[start:line_end].split(b";")[0], 16)
         start = line_end + 2 + size + 2

@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 Truth = NDArray[np.int64]  # [q, K]
 
 K = 10
-TUNING = 200  # queries that choose a system's search setting
+TUNING = 500  # queries that choose a system's search setting
 QUERIES = 1000  # queries that everything is reported on
 CATEGORIES = ("other", "rare", "common")
 SHARES = (0.89, 0.01, 0.10)

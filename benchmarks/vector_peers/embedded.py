@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Embedded(System):
 def search_in_threads(
     make: Callable[[Path, Setting, str | None], Search],
     arguments: tuple[Path, Setting, str | None],
-    queries: Sequence[Floats],
+    queries: Floats,
     clients: int,
     window: tuple[float, float] | None,
 ) -> tuple[Measured, Ids]:

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,11 @@ def scenarios(system: System, data: Dataset, plan: Plan) -> Iterator[Record]:
                 "queries": len(answers),
                 **_speed(measured),
             }
-    yield _memory(system)
+    yield _memory(
+        system,
+        lambda: system.search(reported.vectors, setting, None, max(plan.clients), (0, plan.seconds)),
+        after_s=0.8 * plan.seconds,
+    )
     yield {"scenario": "disk", "bytes": system.bytes_on_disk()}
     yield _restart(system, reported, setting, answers)
 
@@ -102,8 +107,13 @@ def _speed(measured: Measured) -> Record:
     }
 
 
-def _memory(system: System) -> Record:
-    sizes = {pid: processes.memory(pid) for pid in system.processes()}
+def _memory(system: System, load: Callable[[], object], after_s: float) -> Record:
+    """Weighs the system under load, for a page that no process has mapped counts for none."""
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        time.sleep(after_s)
+        sizes = {pid: processes.memory(pid) for pid in system.processes()}
+        loading.result()
     largest = sorted(sizes, key=lambda pid: sizes[pid]["total"], reverse=True)[:LARGEST]
     return {
         "scenario": "memory",

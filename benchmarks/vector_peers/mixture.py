@@ -39,7 +39,7 @@ from benchmarks.vector_peers.dataset import (
 CLUSTERS = 1000
 LATENT = 64
 CHUNK = 50_000  # rows generated and searched at a time
-VERSION = 1  # of this recipe; files of another one are not reused
+VERSION = 2  # of this recipe; files of another one are not reused
 
 
 def prepare(root: Path, count: int, dimensions: int, seed: int) -> Dataset:
@@ -81,8 +81,9 @@ class Mixture:
         )
         dimensions = len(self._cone)
         noise = draw.standard_normal((count, dimensions), np.float32) * (0.3 / np.sqrt(dimensions))
-        vectors = self._cone + latent @ self._basis + noise.astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors: Floats = self._cone + latent @ self._basis + noise.astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 def _make(directory: Path, count: int, dimensions: int, seed: int) -> None:
@@ -101,7 +102,7 @@ def _make(directory: Path, count: int, dimensions: int, seed: int) -> None:
         str(name): nearest(vectors, queries, None if name is None else categories == CATEGORIES.index(name))
         for name in FILTERS
     }
-    np.savez(directory / "truth.npz", **truth)
+    np.savez(directory / "truth.npz", allow_pickle=False, **truth)
     (directory / "about.json").write_text(json.dumps(describe(vectors, queries, truth["None"])) + "\n")
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,15 @@ class Pgvector(System):
             cluster.mkdir(mode=0o700)
             if self._user:
                 shutil.chown(cluster, self._user)
-            initdb = [self._install / "bin" / "initdb", "-D", cluster, "-U", "benchmark", "-A", "trust"]
+            initdb = [
+                str(self._install / "bin" / "initdb"),
+                "-D",
+                str(cluster),
+                "-U",
+                "benchmark",
+                "-A",
+                "trust",
+            ]
             subprocess.run(
                 [*initdb, "-E", "UTF8"],
                 user=self._user,
@@ -118,6 +127,10 @@ class Pgvector(System):
         measured = send(self.context, endpoint, requests, clients, window)
         ids = {number: [int(id) for id in row.split(b",") if id] for number, row in measured.answers.items()}
         return measured, ids
+
+    def details(self) -> dict[str, Any]:
+        """The rest of what it has on disk is its log, which it keeps up to max_wal_size, 1 GB."""
+        return {"database_bytes": self.context.client.call(database_bytes, self._conninfo)}
 
     @property
     def _conninfo(self) -> str:
@@ -179,3 +192,10 @@ def create_indexes(conninfo: str) -> None:
         connection.execute("CREATE INDEX ON items USING hnsw (embedding vector_cosine_ops)")
         connection.execute("CREATE INDEX ON items (category)")
         connection.execute("VACUUM ANALYZE items")
+
+
+def database_bytes(conninfo: str) -> int:
+    import psycopg
+
+    with psycopg.connect(conninfo) as connection:
+        return int(connection.execute("SELECT pg_database_size(current_database())").fetchone()[0])

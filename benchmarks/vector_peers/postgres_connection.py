@@ -19,7 +19,8 @@ class PostgresConnection:
         self._connection.nonblocking = 1
 
     def fileno(self) -> int:
-        return self._connection.socket
+        descriptor: int = self._connection.socket
+        return descriptor
 
     def send(self, request: bytes) -> None:
         self._connection.send_query_prepared(STATEMENT, [request], [BINARY], result_format=TEXT)
