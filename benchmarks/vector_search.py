@@ -1,7 +1,7 @@
 """Sightline's vector index beside its peers: Chroma, LanceDB, PostgreSQL with pgvector, and FAISS alone.
 
     make bench-index                                                      # 100 000 vectors
-    make bench-index ARGS="--systems sightline,chroma --kind flat --count 1000000"
+    make bench-index ARGS="--systems sightline,chroma --kind flat,hnsw --count 1000000"
     make bench-index ARGS=--quick                                         # 10 000 vectors, for trying
 
 All run here, one after the other, on loopback, with the same vectors (vector_peers/mixture.py says how they
@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.vector_peers import mixture, report
@@ -45,37 +46,56 @@ PEERS_PYTHON = Path(".cache/peers/venv/bin/python")
 RESULTS = BENCH / "vector_search.jsonl"
 DIMENSIONS = 512
 
-SYSTEMS: dict[str, Callable[[Context, argparse.Namespace], System]] = {
-    "sightline": lambda context, options: Sightline(context, options.kind),
-    "chroma": lambda context, options: Chroma(context),
-    "lancedb": lambda context, options: LanceDb(context, options.lancedb_kind),
-    "pgvector": lambda context, options: Pgvector(context),
-    "faiss": lambda context, options: BareFaiss(context, options.faiss_kind),
-}
+SYSTEMS = ("sightline", "chroma", "lancedb", "pgvector", "faiss")
+
+
+def chosen(options: argparse.Namespace) -> Iterator[Callable[[Context], System]]:
+    """Makers of the systems asked for; one with several kinds of index comes once for each."""
+    for name in options.systems:
+        match name:
+            case "sightline":
+                yield from (partial(Sightline, kind=kind) for kind in options.kind)
+            case "lancedb":
+                yield from (partial(LanceDb, kind=kind) for kind in options.lancedb_kind)
+            case "faiss":
+                yield from (partial(BareFaiss, kind=kind) for kind in options.faiss_kind)
+            case "chroma":
+                yield Chroma
+            case "pgvector":
+                yield Pgvector
+
+
+def listed(text: str) -> list[str]:
+    return text.split(",")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated, of %(default)s")
+    parser.add_argument("--systems", default=list(SYSTEMS), type=listed, help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--count", type=int, help="of vectors (100000)")
-    parser.add_argument("--kind", default="flat", help="of Sightline's index (%(default)s)")
-    parser.add_argument("--faiss-kind", default="flat", choices=list(KINDS), help="(%(default)s)")
-    parser.add_argument("--lancedb-kind", default="IVF_HNSW_SQ", choices=list(INDEXES), help="(%(default)s)")
-    parser.add_argument("--clients", default="1,16", help="comma-separated numbers of clients (%(default)s)")
+    parser.add_argument("--kind", default=["flat"], type=listed, help="of Sightline's index (flat)")
+    parser.add_argument("--faiss-kind", default=["flat"], type=listed, help=f"of {', '.join(KINDS)} (flat)")
+    parser.add_argument(
+        "--lancedb-kind", default=["IVF_HNSW_SQ"], type=listed, help=f"of {', '.join(INDEXES)}"
+    )
+    parser.add_argument("--clients", default=["1", "16"], type=listed, help="numbers of clients (1,16)")
     parser.add_argument("--seconds", type=float, help="of each search measurement (10)")
     parser.add_argument("--quick", action="store_true", help="10000 vectors and 2 s: for trying")
     parser.add_argument("--seed", type=int, default=0, help="of the vectors and queries (%(default)s)")
     parser.add_argument("--picture", type=Path, default=BENCH / "vector_search.png", help="(%(default)s)")
     options = parser.parse_args()
-    options.systems = options.systems.split(",")
-    if unknown := {*options.systems} - {*SYSTEMS}:
-        parser.error(f"unknown systems {sorted(unknown)}; known: {', '.join(SYSTEMS)}")
+    for given, known in (
+        (options.systems, SYSTEMS),
+        (options.faiss_kind, KINDS),
+        (options.lancedb_kind, INDEXES),
+    ):
+        if unknown := {*given} - {*known}:
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     options.count = options.count or (10_000 if options.quick else 100_000)
     seconds = options.seconds or (2.0 if options.quick else 10.0)
-    clients = tuple(int(number) for number in options.clients.split(","))
-    options.plan = Plan(clients, warm_up_s=seconds / 5, seconds=seconds)
+    options.plan = Plan([int(number) for number in options.clients], warm_up_s=seconds / 5, seconds=seconds)
     return options
 
 
@@ -88,8 +108,8 @@ def main() -> None:
     data = mixture.prepare(BENCH, options.count, DIMENSIONS, options.seed)
     about = {"count": options.count, "dimensions": DIMENSIONS, "seed": options.seed, "data": mixture.VERSION}
     with _context() as context:
-        for name in options.systems:
-            with SYSTEMS[name](context, options) as system:
+        for make in chosen(options):
+            with make(context) as system:
                 described = {
                     "benchmark": "vector_search",
                     "label": system.label,

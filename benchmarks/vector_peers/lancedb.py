@@ -28,6 +28,7 @@ class LanceDb(Embedded):
 
     def __init__(self, context: Context, kind: str) -> None:
         super().__init__(context)
+        self.label = f"{self.name} {kind}"
         self._kind = kind
         self.python = context.peers_python
         self.version = context.client.call(installed_version, "lancedb")
@@ -42,9 +43,6 @@ class LanceDb(Embedded):
         probes, refine = INDEXES[self._kind]
         settings = [{"nprobes": p, "refine_factor": r} for p in probes for r in refine]
         return sorted(settings, key=lambda setting: setting["nprobes"] * setting["refine_factor"])
-
-    def details(self) -> dict[str, Any]:
-        return {"kind": self._kind}
 
     def searcher(self) -> Callable[[Path, Setting, str | None], Search]:
         return make_search

@@ -13,10 +13,10 @@ MiB = 1024 * 1024
 FONT_PX = 15
 BAR_PX = 22
 PANEL_PX = (560, 40)  # width, and height beside the bars
-LABEL_PX, VALUE_PX = 130, 90
+LABEL_PX, VALUE_PX = 170, 90
 OURS = "sightline"
 COLOURS = {True: (31, 119, 180), False: (170, 170, 170)}  # ours, theirs
-NAME_CHARS, CELL_CHARS = 36, 17
+NAME_CHARS = 36
 
 
 class Results:
@@ -85,10 +85,11 @@ def rows(results: Results) -> Iterator[Row]:
 
 
 def table(results: Results) -> Iterator[str]:
-    yield " " * NAME_CHARS + "".join(f"{label:>{CELL_CHARS}}" for label in results.labels)
+    width = max(map(len, results.labels)) + 2
+    yield " " * NAME_CHARS + "".join(f"{label:>{width}}" for label in results.labels)
     for row in rows(results):
         cells = (_shown(row.value(label), row.digits) for label in results.labels)
-        yield f"{row.title:{NAME_CHARS}}" + "".join(f"{cell:>{CELL_CHARS}}" for cell in cells)
+        yield f"{row.title:{NAME_CHARS}}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
 def draw(results: Results, heading: str, path: Path) -> None:
