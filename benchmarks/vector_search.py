@@ -124,7 +124,7 @@ def main() -> None:
                     with RESULTS.open("a") as file:
                         file.write(line + "\n")
     results = report.read(RESULTS, **about)
-    heading = f"{options.count:,} vectors of {DIMENSIONS} dimensions; search at recall@10 > {TARGET_RECALL}"
+    heading = f"{options.count:,} vectors of {DIMENSIONS} dimensions; recall@10 at least {TARGET_RECALL}"
     print(f"\n{heading}", *report.table(results), sep="\n")
     report.draw(results, heading, options.picture)
     print(f"\n{options.picture}")
