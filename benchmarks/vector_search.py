@@ -6,12 +6,11 @@
 
 All run here, one after the other, on loopback, with the same vectors (vector_peers/mixture.py says how they
 are made) and the same question: the ten nearest by cosine, each with id, score and metadata. Each keeps
-its defaults but for what vector_peers/NAME.py says, and but for its search parameters: of those tried in
-rising order of cost the first counts that reaches recall@10 of 0.95 on 500 queries. Everything reported is
-measured on 1000 others; a filter is tuned by itself, and compared with the true neighbours among what passes.
-Clients are a closed loop in one separate process (vector_peers/client.py), the same for every server;
-LanceDB and FAISS are libraries, so their clients are threads of their own process and pay for no socket
-and no encoding.
+its defaults but for what vector_peers/NAME.py says, and but for its search parameters: of those that reach
+recall@10 of 0.95 on 500 queries the fastest counts. Everything reported is measured on 1000 others; a filter
+is tuned by itself, and compared with the true neighbours among what passes. Clients are a closed loop in
+one separate process (vector_peers/client.py), the same for every server; LanceDB and FAISS are libraries, so
+their clients are threads of their own process and pay for no socket and no encoding.
 
 Memory is PSS over all processes of a system while the most clients search it, without the kernel's page
 cache; Sightline's holds the Ray runtime and the image and text models too. Each scenario ends in a JSON line

@@ -16,7 +16,7 @@ from benchmarks.vector_peers.embedded import Embedded, Search
 from benchmarks.vector_peers.system import Context, Setting
 
 EF_SEARCH = (10, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500)
-# By kind: the recipe for faiss.index_factory, and the search settings to try, cheapest first.
+# By kind: the recipe for faiss.index_factory, and the search settings to try.
 KINDS: dict[str, tuple[str, list[Setting]]] = {
     "flat": ("Flat", [{}]),
     "hnsw": ("HNSW32,Flat", [{"efSearch": value} for value in EF_SEARCH]),

@@ -41,8 +41,7 @@ class LanceDb(Embedded):
 
     def settings(self, data: Dataset) -> list[Setting]:
         probes, refine = INDEXES[self._kind]
-        settings = [{"nprobes": p, "refine_factor": r} for p in probes for r in refine]
-        return sorted(settings, key=lambda setting: setting["nprobes"] * setting["refine_factor"])
+        return [{"nprobes": p, "refine_factor": r} for p in probes for r in refine]
 
     def searcher(self) -> Callable[[Path, Setting, str | None], Search]:
         return make_search

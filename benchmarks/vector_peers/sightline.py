@@ -18,7 +18,7 @@ from tests import server
 COLLECTION = "/v1/collections/items"
 BUILD_TIMEOUT_S = 3600
 CALL_TIMEOUT_S = 300
-# Search parameters of each kind, cheapest first, as fields of the search request.
+# Search parameters of each kind to try, as fields of the search request.
 SETTINGS: dict[str, list[Setting]] = {}
 
 

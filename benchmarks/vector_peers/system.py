@@ -88,7 +88,7 @@ class System(ABC):
 
     @abstractmethod
     def settings(self, data: Dataset) -> list[Setting]:
-        """Search settings to try, cheapest first."""
+        """Search settings to try."""
 
     @abstractmethod
     def search(
