@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STARTER := .cache/starter/.complete
 INFINITY := .cache/peers/infinity
+PEERS := .cache/peers/venv
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
@@ -69,7 +70,15 @@ $(INFINITY)/.installed:
 	  "infinity-emb[server,torch,cache,logging]==0.0.78" torch==2.13.0 aiohttp
 	@touch $@
 
+$(PEERS)/.installed: benchmarks/vector_peers/requirements.txt | $(VENV)/.installed
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-index: setup $(PEERS)/.installed ## The vector index beside its peers (240 MB from PyPI once; OPTIONS=--quick to try)
+	$(BIN)/python -m benchmarks.vector_search $(OPTIONS)
+
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching crash soak clean
+.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching bench-index crash soak clean

@@ -1,0 +1,99 @@
+"""Processes of a system: found, weighed, and seen to be gone."""
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+MARK = "VECTOR_SEARCH_BENCHMARK"
+PARTS = {"total": "Pss", "anonymous": "Pss_Anon", "file": "Pss_File", "shared": "Pss_Shmem"}
+STOP_TIMEOUT_S = 60.0
+
+
+def new_mark() -> dict[str, str]:
+    """An environment variable by which `marked` finds the processes that inherit it."""
+    return {MARK: secrets.token_hex(8)}
+
+
+def environment(mark: dict[str, str], **extra: str) -> dict[str, str]:
+    return {**os.environ, **mark, **extra}
+
+
+def marked(mark: dict[str, str]) -> list[int]:
+    """The living processes that were started with this mark, and their descendants."""
+    entry = f"{MARK}={mark[MARK]}".encode()
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                state, parent = (directory / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+                if state == "Z":
+                    continue
+                parents[int(directory.name)] = int(parent)
+                if entry in (directory / "environ").read_bytes().split(b"\0"):
+                    found.add(int(directory.name))
+            except (OSError, ValueError):
+                continue  # ended meanwhile, or another user's
+    # PostgreSQL's processes write their titles over their environment.
+    while children := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= children
+    return sorted(found)
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Bytes of proportional set size, in total and by kind; a shared page counts once over all its processes.
+
+    All zero if the process has ended.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        lines = []
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return {part: kilobytes.get(field, 0) * 1024 for part, field in PARTS.items()}
+
+
+def title(pid: int) -> str:
+    """How the process calls itself, at most 60 characters; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:60]
+    except OSError:
+        return ""
+
+
+def bytes_on_disk(directory: Path) -> int:
+    """What the files take, counted in blocks."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except OSError:
+                continue  # compacted away meanwhile
+    return total
+
+
+def stop(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """Asks the process to stop and waits for it; kills its group if it does not."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def end_all(mark: dict[str, str], timeout_s: float = 10.0) -> None:
+    """Waits for the marked processes to end, and kills those that do not."""
+    deadline = time.monotonic() + timeout_s
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,117 @@
+"""Every scenario on a real, small system, and what is made of the records."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.vector_peers import mixture, processes, report
+from benchmarks.vector_peers.bare_faiss import BareFaiss
+from benchmarks.vector_peers.client import Measured
+from benchmarks.vector_peers.dataset import Dataset, Floats
+from benchmarks.vector_peers.measure import Plan, cheapest, recall, scenarios
+from benchmarks.vector_peers.system import Context, Ids, Setting
+from benchmarks.vector_peers.worker import Worker
+
+ABOUT = {"count": 2000, "dimensions": 80, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return mixture.prepare(tmp_path_factory.mktemp("bench"), **ABOUT)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    with Worker(sys.executable) as client:
+        yield Context(Path(sys.executable), client, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_system_goes_through_every_scenario_and_leaves_nothing(
+    context: Context, data: Dataset, kind: str, tmp_path: Path
+) -> None:
+    plan = Plan(clients=(1, 3), warm_up_s=0.05, seconds=0.2)
+    with BareFaiss(context, kind) as system:
+        records = [{"label": system.label, **ABOUT, **record} for record in scenarios(system, data, plan)]
+        running = system.processes()
+    assert running
+    assert not processes.marked(system.mark)
+    assert not list(tmp_path.iterdir())
+
+    searches = [record for record in records if record["scenario"] == "search"]
+    assert [(record["filter"], record["clients"]) for record in searches] == [
+        (filter, clients) for filter in ("common", "rare", None) for clients in (1, 3)
+    ]
+    for record in searches:
+        assert record["recall"] == 1.0 if kind == "flat" else record["recall"] > 0.9
+        assert 0 < record["p50_ms"] <= record["p99_ms"]
+        assert record["throughput_per_s"] > 0
+    assert [record["scenario"] for record in records if record not in searches] == [
+        *("load", "memory", "disk", "restart")
+    ]
+    results = report.Results(records)
+    file = results.value(f"faiss {kind}", "disk", "bytes")
+    assert file is not None
+    assert file > 2000 * 80 * 4
+    lines = list(report.table(results))
+    assert len({len(line) for line in lines}) == 1
+    assert not any("–" in line for line in lines)  # noqa: RUF001
+    report.draw(results, "a heading", tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert np.asarray(picture).std() > 0
+
+
+class Sometimes(BareFaiss):
+    """Finds the share of the neighbours that the setting names, in percent, and takes the time it names."""
+
+    def search(
+        self,
+        queries: Floats,
+        setting: Setting,
+        category: str | None,
+        clients: int,
+        window: tuple[float, float] | None,
+    ) -> tuple[Measured, Ids]:
+        measured, ids = super().search(queries, {}, category, clients, window)
+        measured.latencies = [setting["ms"] / 1e3]
+        wrong = {number for number in ids if number % 100 >= setting["percent"]}
+        return measured, {number: [] if number in wrong else found for number, found in ids.items()}
+
+
+def test_the_fastest_setting_that_reaches_the_target_is_taken(context: Context, data: Dataset) -> None:
+    with Sometimes(context, "flat") as system:
+        system.load(data)
+        tuning, _ = data.queries()
+
+        def choose(*tried: tuple[int, int]) -> tuple[int, float]:
+            settings = [{"percent": percent, "ms": ms} for percent, ms in tried]
+            setting, reached = cheapest(system, tuning, settings, None)
+            return setting["percent"], round(reached, 6)
+
+        assert choose((50, 1), (94, 1), (96, 3), (100, 2), (98, 5)) == (100, 1.0)
+        assert choose((50, 1), (94, 1), (96, 3), (100, 4)) == (96, 0.96)
+        assert choose((50, 1), (90, 9), (80, 1)) == (90, 0.9)  # none reaches it: the nearest
+
+
+def test_recall_counts_distinct_true_neighbours_of_the_answered_queries() -> None:
+    truth = np.arange(20).reshape(2, 10)
+    assert recall({0: list(range(10))}, truth) == 1
+    assert recall({0: [0] * 10, 1: [10, 11, 0, 1, 2]}, truth) == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_of_equal_scenarios_the_latest_counts(tmp_path: Path) -> None:
+    def line(**fields: Any) -> str:
+        return json.dumps({"label": "x", "scenario": "disk", "count": 1, **fields}) + "\n"
+
+    path = tmp_path / "results.jsonl"
+    path.write_text(line(bytes=1) + line(bytes=2) + line(bytes=3, count=7))
+    assert report.read(path, count=1).value("x", "disk", "bytes") == 2
+    assert report.read(path, count=7).value("x", "disk", "bytes") == 3
+    assert report.read(path, count=8).labels == []
+    assert report.read(tmp_path / "absent", count=1).labels == []
