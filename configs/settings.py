@@ -134,8 +134,20 @@ class PreprocessorSettings(Frozen):
 
 
 class IndexSettings(Frozen):
-    """The vector index: one writer, its files under `data_dir/index`."""
+    """The vector index: one writer for each shard, its files under `data_dir/index`.
 
+    Everything but `shards` is for each of them.
+    """
+
+    shards: Positive = Field(
+        default=1,
+        description="parts that each collection is split into, with a replica each; fixed once `data_dir` "
+        "holds items",
+    )
+    shard_timeout_s: Seconds = Field(
+        default=5,
+        description="one of several shards that takes longer to say that it is well counts as down",
+    )
     cpus: float = Field(default=0.1, ge=0)
     max_ongoing_requests: Positive = 10_000
     threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")

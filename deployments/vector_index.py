@@ -1,4 +1,4 @@
-"""The vector index deployment: every collection of one data directory, with one writer."""
+"""The vector index deployment: one shard of every collection of a data directory, with one writer."""
 
 import asyncio
 import time
@@ -15,20 +15,23 @@ from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors
+from index.shards import check_shard_count, shard_directory
 from index.spec import CollectionSpec
 
 Result = TypeVar("Result")
 
 
 class VectorIndex:
-    """Owns the data directory: no other process may have it open, so its replica count stays one.
+    """Owns the files of one of `settings.shards` shards under `root`, by default of the only one.
 
-    Errors are those of `index.errors`.
+    No other process may have them open, so its replica count stays one. Errors are those of `index.errors`.
     """
 
-    def __init__(self, settings: IndexSettings, limits: LimitSettings, root: Path) -> None:
+    def __init__(self, settings: IndexSettings, limits: LimitSettings, root: Path, shard: int = 0) -> None:
         hide_callers_mistakes()
-        self._catalog = Catalog(root, settings, limits, lock_timeout_s=settings.lock_timeout_s)
+        check_shard_count(root, settings.shards)
+        directory = shard_directory(root, shard, settings.shards)
+        self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
@@ -58,6 +61,9 @@ class VectorIndex:
 
     async def info(self, name: str) -> CollectionInfo:
         return await self._run(lambda: self._catalog.get(name).info())
+
+    async def spec(self, name: str) -> CollectionSpec:
+        return await self._run(lambda: self._catalog.get(name).spec)
 
     async def drop(self, name: str) -> None:
         await self._run(lambda: self._catalog.delete(name))
@@ -95,9 +101,11 @@ class VectorIndex:
         include: Sequence[Any],
         exact: bool,
         fingerprint: str | None,
+        exclude: Sequence[str | None] | None = None,
     ) -> tuple[list[list[Hit]], StageTimes]:
         """Hits per query, best first. A query is a vector float32[d], or the id of a stored item,
-        which is then left out of its own hits; ItemNotFound and BadItem point at that query."""
+        which is then left out of its own hits; ItemNotFound and BadItem point at that query.
+        `exclude` names the item to leave out for each query where other shards own some."""
 
         def run() -> list[list[Hit]]:
             collection = self._catalog.get(name)
@@ -108,7 +116,7 @@ class VectorIndex:
                 include=frozenset(include),
                 exact=exact,
                 fingerprint=fingerprint,
-                exclude=[query if isinstance(query, str) else None for query in queries],
+                exclude=exclude or [query if isinstance(query, str) else None for query in queries],
             )
 
         start = time.perf_counter()

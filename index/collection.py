@@ -26,8 +26,7 @@ from index.items import (
     Record,
     Vectors,
     check_id,
-    item_vectors,
-    metadata_text,
+    check_items,
     query_vectors,
 )
 from index.maintenance import Work, due
@@ -136,11 +135,7 @@ class Collection:
             BadItem, BadVector: with the `index` of the item; nothing was stored.
         """
         self.spec.check_fingerprint(fingerprint)
-        texts = [
-            (check_id(item.id, index), metadata_text(item.metadata, self._max_metadata_bytes, index))
-            for index, item in enumerate(items)
-        ]
-        vectors = item_vectors(items, self.spec)
+        texts, vectors = check_items(items, self.spec, self._max_metadata_bytes)
         last = list({id: index for index, (id, _) in enumerate(texts)}.values())
         vectors = vectors[last]
         blobs = vectors.astype("<f4", copy=False)

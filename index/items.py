@@ -100,6 +100,21 @@ def metadata_text(metadata: Mapping[str, Any] | None, max_bytes: int, index: int
     return text
 
 
+def check_items(
+    items: Sequence[Item], spec: CollectionSpec, max_metadata_bytes: int
+) -> tuple[list[tuple[str, str]], Vectors]:
+    """Id and metadata text of each item, and the vectors as they are stored.
+
+    Raises:
+        BadItem, BadVector: with the `index` of the item.
+    """
+    texts = [
+        (check_id(item.id, index), metadata_text(item.metadata, max_metadata_bytes, index))
+        for index, item in enumerate(items)
+    ]
+    return texts, item_vectors(items, spec)
+
+
 def item_vectors(items: Sequence[Item], spec: CollectionSpec) -> Vectors:
     """The items' vectors as they are stored: float32 [n, d], normalised under cosine, or BadVector."""
     rows = [_as_vector(item.vector, spec.dimensions, index) for index, item in enumerate(items)]

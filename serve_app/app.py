@@ -14,6 +14,8 @@ from deployments.image_preprocessor import ImagePreprocessor
 from deployments.models import sources
 from deployments.text_classifier import TextClassifier
 from deployments.vector_index import VectorIndex
+from index.errors import IndexUnavailable
+from index.shards import check_shard_count
 from serve_app.auth import key_digests
 from serve_app.gateway import Gateway
 from serve_app.inference import Unavailable
@@ -61,9 +63,16 @@ def build_app(args: dict[str, Any]) -> Application:
     index_scale = ScaleSettings(
         cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
     )
-    index = deploy(VectorIndex, index_scale).bind(settings.index, settings.limits, data_dir / "index")
+    shards = settings.index.shards
+    _check_shards(data_dir / "index", shards)
+    indexes = [
+        deploy(VectorIndex, index_scale, name="VectorIndex" if shards == 1 else f"VectorIndex-{i}").bind(
+            settings.index, settings.limits, data_dir / "index", i
+        )
+        for i in range(shards)
+    ]
     gateway: Application = deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
-        settings, preprocessor, encoder, classifiers, heads, aliases, index, key_digests(settings.auth)
+        settings, preprocessor, encoder, classifiers, heads, aliases, indexes, key_digests(settings.auth)
     )
     return gateway
 
@@ -85,6 +94,14 @@ def _deployment(body: type[Any], scale: ScaleSettings, name: str, log_level: str
             target_ongoing_requests=scale.target_ongoing_requests,
         )
     return serve.deployment(body, **options)
+
+
+def _check_shards(root: Path, shards: int) -> None:
+    """Refuse at once what every replica of the index would, where its files lie on this machine."""
+    try:
+        check_shard_count(root, shards)
+    except IndexUnavailable as error:
+        raise SettingsError(error.message) from None
 
 
 def _absolute(path: Path, key: str) -> Path:

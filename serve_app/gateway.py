@@ -16,6 +16,7 @@ from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
 from serve_app.openapi import DESCRIPTION, describe
 from serve_app.routes import classify, collections, embeddings, health, home, items, models, rerank
+from serve_app.shards import Shards
 
 
 class Gateway:
@@ -29,14 +30,14 @@ class Gateway:
         classifiers: dict[str, Handle | Unavailable],
         heads: dict[str, Handle],
         aliases: dict[str, str],
-        index: Handle,
+        indexes: list[Handle],
         key_digests: tuple[bytes, ...],
     ) -> None:
         self.settings = settings
         self.key_digests = key_digests
         self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)
         self.preprocessor = preprocessor
-        self.index = index
+        self.index = Shards(indexes, settings.index, settings.limits)
         self.fetcher = ImageFetcher(settings.fetch_urls)
         self.inputs = InputReader(settings.limits, self.fetcher)
         self.admissions = Admissions(settings.limits)

@@ -248,6 +248,9 @@ class SearchRequest(Strict):
     filter: Filter | None = None
     include: ListOf[Include] = ["metadata"]
     exact: bool = False
+    partial: bool = Field(
+        default=False, description="while shards of the index are down, answer with what the others find"
+    )
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "SearchRequest":
@@ -278,6 +281,8 @@ class SearchResponse(BaseModel):
     """A list of hits; with `queries`, a list of such lists in the same order."""
 
     results: list[Hit] | list[list[Hit]]
+    partial: bool | None = Field(default=None, description="true when some items were not searched")
+    missing_shards: list[str] | None = Field(default=None, description="the shards that hold those items")
 
 
 class Page(BaseModel):

@@ -16,7 +16,6 @@ from serve_app.inputs import Given, as_vector
 from serve_app.limits import check_depth
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
-from serve_app.remote import call, call_once
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 from serve_app.routes.items import show_item
@@ -55,13 +54,13 @@ async def create(request: Request, name: schemas.CollectionName) -> Response:
         model=model,
         fingerprint=fingerprint,
     )
-    return json_response(_shown(await call(gateway.index, "create", spec)))
+    return json_response(_shown(await gateway.index.create(spec)))
 
 
 @router.get("/v1/collections", response_model=schemas.CollectionList)
 async def list_all(request: Request) -> Response:
     """Every collection, by name; those whose files cannot be used with the reason."""
-    infos, unavailable = await call(gateway_of(request).index, "list_all")
+    infos, unavailable = await gateway_of(request).index.list_all()
     shown = [_shown(info) for info in infos]
     broken = [{"name": name, "reason": reason} for name, reason in unavailable.items()]
     return json_response({"object": "list", "data": shown, "unavailable": broken})
@@ -70,13 +69,13 @@ async def list_all(request: Request) -> Response:
 @router.get("/v1/collections/{name}", response_model=schemas.Collection)
 async def get(request: Request, name: schemas.CollectionName) -> Response:
     """Counts, kind, bytes, model and fingerprint of one collection."""
-    return json_response(_shown(await call(gateway_of(request).index, "info", name)))
+    return json_response(_shown(await gateway_of(request).index.info(name)))
 
 
 @router.delete("/v1/collections/{name}")
 async def drop(request: Request, name: schemas.CollectionName) -> Response:
     """Deletes the collection and everything in it."""
-    await call_once(gateway_of(request).index, "drop", name)
+    await gateway_of(request).index.drop(name)
     return json_response({"name": name, "deleted": True})
 
 
@@ -92,9 +91,7 @@ async def search(request: Request, name: schemas.CollectionName) -> Response:
     _check_size(asked, gateway.settings)
     request.state.list_name = "queries" if asked.queries else None
     queries, fingerprint = await _queries(request, asked)
-    results, times = await call(
-        gateway.index,
-        "search",
+    found = await gateway.index.search(
         name,
         queries,
         asked.limit,
@@ -102,10 +99,14 @@ async def search(request: Request, name: schemas.CollectionName) -> Response:
         tuple(asked.include),
         asked.exact,
         fingerprint,
+        asked.partial,
     )
-    timing_of(request).add(times)
-    shown = [[_hit(hit) for hit in hits] for hits in results]
-    return json_response({"results": shown[0] if asked.queries is None else shown})
+    timing_of(request).add(found.times)
+    shown = [[_hit(hit) for hit in hits] for hits in found.hits]
+    answer: dict[str, Any] = {"results": shown[0] if asked.queries is None else shown}
+    if found.missing:
+        answer |= {"partial": True, "missing_shards": found.missing}
+    return json_response(answer)
 
 
 @router.post(
@@ -119,9 +120,9 @@ async def delete_many(request: Request, name: schemas.CollectionName) -> Respons
     asked = await body.read_json(request, schemas.DeleteRequest, gateway.settings.limits.max_body_bytes)
     check_depth(asked.filter, gateway.settings.limits, "filter")
     if asked.ids is not None:
-        deleted = await call_once(gateway.index, "delete", name, asked.ids)
+        deleted = await gateway.index.delete(name, asked.ids)
     else:
-        deleted = await call_once(gateway.index, "delete_where", name, asked.filter)
+        deleted = await gateway.index.delete_where(name, asked.filter or {})
     return json_response({"deleted": deleted})
 
 

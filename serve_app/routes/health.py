@@ -41,10 +41,11 @@ async def ready(request: Request) -> Response:
     gateway = gateway_of(request)
     models = gateway.inference.models
     limit_s = gateway.settings.gateway.health_timeout_s
-    names = ["preprocessor", "index", *models]
+    shards = gateway.index.probes()
+    names = ["preprocessor", *shards, *models]
     states = await asyncio.gather(
         _state(call(gateway.preprocessor, "ready"), limit_s),
-        _state(call(gateway.index, "ready"), limit_s),
+        *(_state(probe, limit_s) for probe in shards.values()),
         *(
             _constant("unavailable")
             if isinstance(model, Unavailable)

@@ -12,7 +12,6 @@ from serve_app.inputs import Content, as_vector
 from serve_app.limits import check_depth
 from serve_app.middleware import timing_of
 from serve_app.openapi import accepts
-from serve_app.remote import call, call_once
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 
@@ -99,7 +98,7 @@ async def get(
     if unknown := wanted - {"metadata", "vector"}:
         message = f"include: {', '.join(sorted(unknown))} is not known; metadata and vector are"
         raise ApiError(422, "invalid_request", message, "include")
-    item = await call(gateway_of(request).index, "get", name, id, tuple(wanted))
+    item = await gateway_of(request).index.get(name, id, tuple(wanted))
     return json_response({"id": item.id, **show_item(item)})
 
 
@@ -115,7 +114,7 @@ async def page(
     most = gateway.settings.limits.max_page
     if limit > most:
         raise ApiError(422, "invalid_request", f"limit: at most {most} items are on one page", "limit")
-    found = await call(gateway.index, "page", name, limit, cursor)
+    found = await gateway.index.page(name, limit, cursor)
     shown = [{"id": record.id, **show_item(record)} for record in found.records]
     return json_response({"items": shown, "cursor": found.next_cursor})
 
@@ -123,7 +122,7 @@ async def page(
 @router.delete("/v1/collections/{name}/items/{id:path}", response_model=schemas.DeleteResponse)
 async def delete(request: Request, name: schemas.CollectionName, id: str) -> Response:
     """Deletes one item; 404 when it is not there."""
-    if not await call_once(gateway_of(request).index, "delete", name, [id]):
+    if not await gateway_of(request).index.delete(name, [id]):
         raise ApiError(404, "item_not_found", f"no item {id!r} in collection {name!r}")
     return json_response({"deleted": 1})
 
@@ -134,7 +133,7 @@ def show_item(item: Any) -> dict[str, Any]:
 
 
 async def _stored(request: Request, name: str, items: list[Item], fingerprint: str | None) -> Response:
-    ids, times = await call(gateway_of(request).index, "upsert", name, items, fingerprint)
+    ids, times = await gateway_of(request).index.upsert(name, items, fingerprint)
     timing_of(request).add(times)
     return json_response({"upserted": len(ids), "ids": ids})
 

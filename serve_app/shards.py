@@ -1,0 +1,201 @@
+"""The index as the routes see it: calls go to the shard that owns an item, or to all and come back as one."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from configs.settings import IndexSettings, LimitSettings
+from deployments.timing import StageTimes
+from index.collection import CollectionInfo
+from index.errors import CollectionNotFound, VectorIndexError
+from index.items import Hit, Item, Page, Record, Vectors, check_id, check_items
+from index.merge import merge_hits, merge_infos
+from index.shards import shard_of
+from index.spec import CollectionSpec
+from serve_app.scatter import NO_ANSWER, Scatter, incomplete
+from serve_app.shard import Shard
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hits per query, and the names of the shards whose items were not searched."""
+
+    hits: list[list[Hit]]
+    times: StageTimes
+    missing: tuple[str, ...] = ()
+
+
+class Shards:
+    """The methods of VectorIndex over all its shards; errors are those of `index.errors`, and ShardDown.
+
+    One shard is called as it is. With several, whatever a caller can do wrong is found, and every shard
+    concerned is seen to be there, before the first of them writes. Each writes its part whole or not
+    at all. One that fails between the commits of two leaves the others' written, and the error says so.
+    """
+
+    def __init__(
+        self, handles: Sequence[DeploymentHandle[Any]], settings: IndexSettings, limits: LimitSettings
+    ) -> None:
+        if len(handles) == 1:
+            self._shards = [Shard("index", handles[0], timeout_s=None)]
+        else:
+            named = enumerate(handles)
+            self._shards = [Shard(f"index-{i}", handle, settings.shard_timeout_s) for i, handle in named]
+        self._scatter = Scatter(self._shards)
+        self._only = self._scatter.only
+        self._max_metadata_bytes = limits.max_metadata_bytes
+
+    def probes(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """For each shard by name, a call that returns once the shard says that it can be used."""
+        return {shard.name: shard.ready() for shard in self._shards}
+
+    async def create(self, spec: CollectionSpec) -> CollectionInfo:
+        # The first shard decides between two who make the same name with different settings.
+        rest = range(1, len(self._shards))
+        await self._scatter.some("ready", dict.fromkeys(rest, ()))
+        first: CollectionInfo = await self._shards[0].ask("create", spec)
+        return merge_infos([first, *await self._scatter.some("create", dict.fromkeys(rest, (spec,)))])
+
+    async def drop(self, name: str) -> None:
+        """What is left where a shard failed can be dropped again."""
+        if not self._only:
+            await self._scatter.all("ready")
+        outcomes = await self._scatter.outcomes("drop", self._scatter.every(name), once=True)
+        had_it = {i: o for i, o in outcomes.items() if not isinstance(o, CollectionNotFound)}
+        self._scatter.check(had_it or outcomes)
+
+    async def list_all(self) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """The collections that can be used, and of the others name and reason; both by name."""
+        lists: list[tuple[list[CollectionInfo], dict[str, str]]] = await self._scatter.all("list_all")
+        if self._only:
+            return lists[0]
+        infos: dict[str, dict[str, CollectionInfo]] = {}
+        reasons: dict[str, str] = {}
+        for shard, (usable, unavailable) in zip(self._shards, lists, strict=True):
+            for info in usable:
+                infos.setdefault(info.name, {})[shard.name] = info
+            reasons |= {name: f"{shard.name}: {reason}" for name, reason in unavailable.items()}
+        for name, parts in infos.items():
+            if lacking := [shard.name for shard in self._shards if shard.name not in parts]:
+                reasons.setdefault(name, incomplete(", ".join(lacking)))
+        whole = {name: parts for name, parts in infos.items() if name not in reasons}
+        merged = [merge_infos(list(parts.values())) for _, parts in sorted(whole.items())]
+        return merged, dict(sorted(reasons.items()))
+
+    async def info(self, name: str) -> CollectionInfo:
+        return merge_infos(await self._scatter.all("info", name))
+
+    async def upsert(
+        self, name: str, items: Sequence[Item], fingerprint: str | None
+    ) -> tuple[list[str], StageTimes]:
+        """Stores all items or none, shards that fail excepted; the distinct ids."""
+        if self._only:
+            stored: tuple[list[str], StageTimes] = await self._only.ask("upsert", name, items, fingerprint)
+            return stored
+        owned = self._by_owner([item.id for item in items])
+        specs = await self._specs(name, owned)
+        for spec in specs:
+            spec.check_fingerprint(fingerprint)
+        await asyncio.to_thread(check_items, items, specs[0], self._max_metadata_bytes)
+        parts = {i: (name, [items[place] for place in places], fingerprint) for i, places in owned.items()}
+        answers = await self._scatter.write("upsert", parts)
+        return list(dict.fromkeys(item.id for item in items)), _alongside([times for _, times in answers])
+
+    async def delete(self, name: str, ids: Sequence[str]) -> int:
+        """How many of the ids were there."""
+        if self._only:
+            return int(await self._only.ask("delete", name, ids, once=True))
+        for place, id in enumerate(ids):
+            check_id(id, place)
+        owned = self._by_owner(ids) or {0: []}
+        parts = {i: (name, [ids[place] for place in places]) for i, places in owned.items()}
+        await self._specs(name, parts)
+        return sum(await self._scatter.write("delete", parts, once=True))
+
+    async def delete_where(self, name: str, filter: Mapping[str, Any]) -> int:
+        """How many passed and were deleted. A filter can be too slow for one shard and not for another."""
+        if not self._only:
+            await self._specs(name, range(len(self._shards)))
+        return sum(await self._scatter.write("delete_where", self._scatter.every(name, filter), once=True))
+
+    async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
+        record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)
+        return record
+
+    async def page(self, name: str, limit: int, cursor: int | None) -> Page:
+        """Up to `limit` items after `cursor`, shard by shard.
+
+        The cursor over n shards is that of one of them, times n, plus its number: of a single one, its own.
+        """
+        count = len(self._shards)
+        after, number = divmod(cursor or 0, count)
+        records: list[Record] = []
+        for shard in range(number, count):
+            room = limit - len(records)
+            # Of a full page all that is left to know is whether there is more.
+            page: Page = await self._shards[shard].ask("page", name, max(1, room), after)
+            if room == 0 and page.records:
+                return Page(records, shard)
+            records += page.records
+            if page.next_cursor is not None:
+                return Page(records, page.next_cursor * count + shard)
+            after = 0
+        return Page(records, None)
+
+    async def search(
+        self,
+        name: str,
+        queries: Sequence[Vectors | str],
+        limit: int,
+        filter: Mapping[str, Any] | None,
+        include: Sequence[Any],
+        exact: bool,
+        fingerprint: str | None,
+        partial: bool = False,
+    ) -> Found:
+        """The nearest of all shards; with `partial` of those that answer, if any does."""
+        asked = (limit, filter, include, exact, fingerprint)
+        if self._only:
+            return Found(*await self._only.ask("search", name, queries, *asked))
+        vectors = await self._vectors(name, queries)
+        exclude = [query if isinstance(query, str) else None for query in queries]
+        outcomes = await self._scatter.outcomes("search", self._scatter.every(name, vectors, *asked, exclude))
+        answers = {i: o for i, o in outcomes.items() if not isinstance(o, BaseException)}
+        missing = {i: o for i, o in outcomes.items() if isinstance(o, NO_ANSWER)}
+        lenient = partial and answers
+        self._scatter.check({i: o for i, o in outcomes.items() if not (lenient and i in missing)})
+        hits = merge_hits([hits for hits, _ in answers.values()], limit)
+        times = _alongside([times for _, times in answers.values()])
+        return Found(hits, times, tuple(self._shards[i].name for i in missing))
+
+    async def _specs(self, name: str, shards: Iterable[int]) -> list[CollectionSpec]:
+        """What the collection is on each of these shards, all of which are there when this returns."""
+        return await self._scatter.some("spec", dict.fromkeys(shards, (name,)))
+
+    async def _vectors(self, name: str, queries: Sequence[Vectors | str]) -> list[Vectors]:
+        """Each query's vector; for an item's id from the shard that owns it."""
+        vectors: list[Any] = list(queries)
+        places = [place for place, query in enumerate(queries) if isinstance(query, str)]
+        records = await asyncio.gather(
+            *(self.get(name, vectors[place], ("vector",)) for place in places), return_exceptions=True
+        )
+        for place, record in zip(places, records, strict=True):
+            if isinstance(record, BaseException):
+                raise record.at(place) if isinstance(record, VectorIndexError) else record
+            vectors[place] = record.vector
+        return vectors
+
+    def _by_owner(self, ids: Sequence[str]) -> dict[int, list[int]]:
+        """The places in `ids` that belong to each shard, without those that own none."""
+        places: dict[int, list[int]] = {}
+        for place, id in enumerate(ids):
+            places.setdefault(shard_of(id, len(self._shards)), []).append(place)
+        return places
+
+
+def _alongside(times: Sequence[StageTimes]) -> StageTimes:
+    return reduce(StageTimes.alongside, times)

@@ -1,0 +1,272 @@
+"""Shards that are down, slow or damaged: what is answered then, and that nothing is half written."""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.settings import IndexSettings, LimitSettings
+from deployments.vector_index import VectorIndex
+from index.errors import BadVector, CollectionNotFound, IndexUnavailable
+from index.items import Item
+from index.shards import shard_directory, shard_of
+from index.spec import CollectionSpec
+from index.store import FILE_NAME
+from serve_app.remote import ReplicaLost
+from serve_app.shard import ShardDown
+from serve_app.shards import Found, Shards
+
+SETTINGS = IndexSettings(shards=3, shard_timeout_s=0.2, threads=1)
+NAMES = [f"item-{n}" for n in range(30)]
+OWNED = {shard: [name for name in NAMES if shard_of(name, 3) == shard] for shard in range(3)}
+
+
+class Handle:
+    """Calls one shard in this process as a Serve handle would; `state` says what becomes of the calls."""
+
+    deployment_name = "VectorIndex"
+
+    def __init__(self, index: VectorIndex) -> None:
+        self.index = index
+        self.up = asyncio.Event()  # unset: calls wait, as Serve lets them while there is no replica
+        self.up.set()
+        self.slow_s = 0.0  # of every method but `ready`
+        self.lost_at: str | None = None  # the method during which the replica dies
+        self.calls: list[str] = []
+
+    def __getattr__(self, method: str) -> Any:
+        async def remote(*args: Any) -> Any:
+            self.calls.append(method)
+            await self.up.wait()
+            if method == self.lost_at:
+                self.up.clear()
+                raise ReplicaLost("lost")
+            if method != "ready":
+                await asyncio.sleep(self.slow_s)
+            return await getattr(self.index, method)(*args)
+
+        return SimpleNamespace(remote=remote)
+
+
+class Cluster:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.indexes = [VectorIndex(SETTINGS, LimitSettings(), root, shard) for shard in range(3)]
+        self.handles: list[Handle] = []
+
+    def connect(self) -> Shards:
+        """The gateway's side, anew for each event loop."""
+        self.handles = [Handle(index) for index in self.indexes]
+        handles: Any = self.handles
+        return Shards(handles, SETTINGS, LimitSettings())
+
+    def close(self) -> None:
+        for index in self.indexes:
+            index._catalog.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path / "index")
+
+    async def fill() -> None:
+        shards = cluster.connect()
+        await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
+        await shards.upsert("a", [Item(name, [n, 0], {"n": n}) for n, name in enumerate(NAMES)], None)
+
+    asyncio.run(fill())
+    yield cluster
+    cluster.close()
+
+
+async def search(shards: Shards, query: Any = None, partial: bool = False) -> Found:
+    vector = np.zeros(2, np.float32) if query is None else query
+    return await shards.search("a", [vector], 30, None, (), False, None, partial)
+
+
+async def recovered(shards: Shards) -> Found:
+    """What a search finds once no shard is down any more."""
+    while True:
+        found = await search(shards, partial=True)
+        if not found.missing:
+            return found
+        await asyncio.sleep(0.01)
+
+
+def ids(found: Found) -> list[str]:
+    return [hit.id for hit in found.hits[0]]
+
+
+def test_a_shard_that_is_down_is_named_left_out_where_asked_and_found_again(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        down = cluster.handles[1]
+        down.up.clear()
+        with pytest.raises(ShardDown, match=r"^index-1 did not answer"):
+            await search(shards)
+        asked = len(down.calls)
+        found = await search(shards, partial=True)
+        assert (found.missing, ids(found)) == (("index-1",), [n for n in NAMES if n not in OWNED[1]])
+        assert "search" not in down.calls[asked:], "it is known to be down"
+        with pytest.raises(ShardDown, match="index-1"):
+            await search(shards, OWNED[1][0], partial=True)  # its vector cannot be had
+        down.up.set()
+        found = await recovered(shards)
+        assert ids(found) == NAMES
+
+    asyncio.run(main())
+
+
+def test_all_shards_down_is_no_partial_answer(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        for handle in cluster.handles:
+            handle.up.clear()
+        with pytest.raises(ShardDown, match="index-0, index-1, index-2 did not answer"):
+            await search(shards, partial=True)
+
+    asyncio.run(main())
+
+
+def test_a_slow_shard_that_is_well_is_waited_for(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.handles[2].slow_s = 3 * SETTINGS.shard_timeout_s
+        assert ids(await search(shards)) == NAMES
+        assert cluster.handles[2].calls.count("ready") >= 2
+
+    asyncio.run(main())
+
+
+def test_writes_to_a_down_shard_leave_every_shard_as_it_was(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.handles[0].up.clear()
+        everywhere = [Item(name, [-1, 0]) for name in NAMES]
+        with pytest.raises(ShardDown, match="index-0"):
+            await shards.upsert("a", everywhere, None)
+        for call in (shards.delete("a", NAMES), shards.drop("a"), shards.delete_where("a", {"must": []})):
+            with pytest.raises(ShardDown, match="index-0"):
+                await call
+        stored, _ = await shards.upsert("a", [Item(OWNED[1][0], [5, 5]), Item(OWNED[2][0], [5, 5])], None)
+        assert stored == [OWNED[1][0], OWNED[2][0]]
+        assert await shards.delete("a", OWNED[1][1:3]) == 2
+        cluster.handles[0].up.set()
+        found = await recovered(shards)
+        assert set(ids(found)) == set(NAMES) - set(OWNED[1][1:3])
+        scores = {hit.id: hit.score for hit in found.hits[0]}
+        assert [scores[name] for name in OWNED[0]] == [-float(NAMES.index(name) ** 2) for name in OWNED[0]]
+
+    asyncio.run(main())
+
+
+def test_a_shard_lost_between_two_commits_is_told_and_asking_again_completes(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.handles[2].lost_at = "upsert"
+        moved = [Item(name, [100, 0]) for name in NAMES]
+        with pytest.raises(ShardDown, match=r"index-2 did not answer.*may have done their part"):
+            await shards.upsert("a", moved, None)
+        cluster.handles[2].lost_at = None
+        cluster.handles[2].up.set()
+        await recovered(shards)
+        await shards.upsert("a", moved, None)
+        found = await search(shards)
+        assert {hit.score for hit in found.hits[0]} == {-10_000.0}
+
+    asyncio.run(main())
+
+
+def test_a_collection_one_shard_lost_is_told_and_can_be_made_again_or_dropped(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.indexes[1]._catalog.delete("a")
+        with pytest.raises(IndexUnavailable, match="index-1 lost this collection: make it again"):
+            await shards.info("a")
+        infos, unavailable = await shards.list_all()
+        assert (infos, list(unavailable)) == ([], ["a"])
+        assert (await search(shards, partial=True)).missing == ("index-1",)
+        info = await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
+        assert info.count == 30 - len(OWNED[1])
+        assert set(ids(await search(shards))) == set(NAMES) - set(OWNED[1])
+        cluster.indexes[0]._catalog.delete("a")
+        await shards.drop("a")
+        with pytest.raises(CollectionNotFound):
+            await shards.drop("a")
+        assert await shards.list_all() == ([], {})
+
+    asyncio.run(main())
+
+
+def test_damaged_files_of_one_shard_are_named(cluster: Cluster) -> None:
+    cluster.close()
+    (shard_directory(cluster.root, 2, 3) / "a" / FILE_NAME).write_bytes(b"not a database" * 1000)
+    cluster.indexes = [VectorIndex(SETTINGS, LimitSettings(), cluster.root, shard) for shard in range(3)]
+
+    async def main() -> None:
+        shards = cluster.connect()
+        with pytest.raises(IndexUnavailable, match=r"^index-2: .*damaged"):
+            await search(shards)
+        assert (await search(shards, partial=True)).missing == ("index-2",)
+        _, unavailable = await shards.list_all()
+        assert unavailable["a"].startswith("index-2: ")
+        await shards.drop("a")
+        assert await shards.list_all() == ([], {})
+
+    asyncio.run(main())
+
+
+def test_a_mistake_is_told_by_its_place_even_where_a_shard_is_down(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.handles[0].up.clear()
+        items = [Item(OWNED[1][0], [1, 1]), Item(OWNED[2][0], [1, 1, 1]), Item(OWNED[2][1], [1, 1])]
+        with pytest.raises(BadVector) as caught:
+            await shards.upsert("a", items, None)
+        assert caught.value.index == 1
+
+    asyncio.run(main())
+
+
+def test_a_single_shard_gets_every_call_as_one_call(tmp_path: Path) -> None:
+    async def main() -> None:
+        handle = Handle(VectorIndex(IndexSettings(threads=1), LimitSettings(), tmp_path))
+        shards = Shards([handle], IndexSettings(), LimitSettings())  # type: ignore[list-item]
+        await shards.create(CollectionSpec(name="a", dimensions=2))
+        await shards.upsert("a", [Item("x", [1, 0])], None)
+        await shards.search("a", ["x"], 1, None, (), False, None)
+        await shards.page("a", 1, None)
+        await shards.get("a", "x", ())
+        await shards.info("a")
+        await shards.list_all()
+        await shards.delete_where("a", {"must": [{"key": "n", "exists": True}]})
+        await shards.delete("a", ["x"])
+        await shards.drop("a")
+        assert handle.calls == (
+            [
+                "create",
+                "upsert",
+                "search",
+                "page",
+                "get",
+                "info",
+                "list_all",
+                "delete_where",
+                "delete",
+                "drop",
+            ]
+        )
+        handle.index._catalog.close()
+
+    asyncio.run(main())
+
+
+def test_every_method_of_the_index_that_routes_call_is_there() -> None:
+    own = {"ready", "unavailable", "spec"}  # for this class and for health
+    methods = {name for name, _ in inspect.getmembers(VectorIndex, inspect.iscoroutinefunction)}
+    assert {name for name in methods if not name.startswith("_")} - own <= set(dir(Shards))
