@@ -6,15 +6,33 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _without_credentials(place: str) -> str:
+    if "@" in urlsplit(place).netloc:
+        raise ValueError("a URI must hold no keys; they come from the environment (AWS_ACCESS_KEY_ID, …)")
+    return place
+
+
+Place = Annotated[
+    str,
+    AfterValidator(_without_credentials),
+    Field(
+        min_length=1,
+        description="a directory, or a URI such as s3://bucket/path?region=… or file:///path, as pyarrow.fs "
+        "takes them; keys for S3 come from the environment (AWS_ACCESS_KEY_ID and the rest)",
+    ),
+]
 MiB = 1024 * 1024
 
 
@@ -147,6 +165,15 @@ class IndexSettings(Frozen):
     shard_timeout_s: Seconds = Field(
         default=5,
         description="one of several shards that takes longer to say that it is well counts as down",
+    )
+    snapshot_locations: tuple[Place, ...] = Field(
+        default=(),
+        description="requests may have snapshots written at or below these; relative paths count from the "
+        "first; `data_dir/snapshots` alone when left out",
+    )
+    snapshot_timeout_s: Seconds = 3600
+    restore_from: Place | None = Field(
+        default=None, description="a place with snapshots that fill a `data_dir` whose index was never used"
     )
     cpus: float = Field(default=0.1, ge=0)
     max_ongoing_requests: Positive = 10_000

@@ -1,6 +1,8 @@
 """The vector index deployment: one shard of every collection of a data directory, with one writer."""
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +12,13 @@ from typing import Any, TypeVar
 from configs.settings import IndexSettings, LimitSettings
 from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
+from index.backup import Manifest, Part, check_free, finish, part_directory, restore, write_part
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors
+from index.locations import Location, requested
 from index.shards import check_shard_count, shard_directory
 from index.spec import CollectionSpec
 
@@ -31,11 +35,16 @@ class VectorIndex:
         hide_callers_mistakes()
         check_shard_count(root, settings.shards)
         directory = shard_directory(root, shard, settings.shards)
+        self._settings = settings
+        self._shard = shard
+        if settings.restore_from:
+            self._restore(settings.restore_from, directory)
         self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
         self._filter_pool = ThreadPoolExecutor(settings.concurrent_filters, "index-filter")
+        self._snapshot_pool = ThreadPoolExecutor(1, "index-snapshot")
 
     async def ready(self) -> None:
         """Returns while the data directory can be used, however busy both pools are.
@@ -126,6 +135,39 @@ class VectorIndex:
     async def evaluate(self, name: str, queries: int, k: int) -> Evaluation:
         """Recall@k and latency against exact search; takes up to half a minute of one thread."""
         return await self._run(lambda: self._catalog.get(name).evaluate(queries, k), self._filter_pool)
+
+    async def snapshot_part(self, name: str, to: str, id: str) -> Part:
+        """Copies this shard's files to `to`; they become part of a snapshot by `finish_snapshot`.
+
+        `to` is a place that `snapshot_locations` allows. Copies wait for each other and for nothing else."""
+        stop = threading.Event()
+
+        def run() -> Part:
+            location = requested(to, self._settings.snapshot_locations)
+            collection = self._catalog.get(name)
+            check_free(location, name)
+            directory = part_directory(name, id, self._shard, self._settings.shards)
+            with self._catalog.scratch() as copy:
+                collection.copy_to(copy)
+                return write_part(copy, location, directory, stop)
+
+        try:
+            return await self._run(run, self._snapshot_pool)
+        finally:  # the thread goes on when its request is cancelled
+            stop.set()
+
+    async def finish_snapshot(self, to: str, manifest: Manifest) -> None:
+        """Makes a snapshot of the parts that all shards have written."""
+        location = requested(to, self._settings.snapshot_locations)
+        await self._run(lambda: finish(location, manifest), self._snapshot_pool)
+
+    def _restore(self, place: str, directory: Path) -> None:
+        settings, logger = self._settings, logging.getLogger("ray.serve")
+        names = restore(Location(place), directory, self._shard, settings.shards, settings.lock_timeout_s)
+        if names is None:
+            logger.warning("nothing is restored from %s: %s was used before", Location(place), directory)
+        else:
+            logger.warning("restored from %s: %s", Location(place), ", ".join(names))
 
     async def _run(self, work: Callable[[], Result], pool: ThreadPoolExecutor | None = None) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work)

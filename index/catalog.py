@@ -131,6 +131,17 @@ class Catalog:
                 infos[name] = error
         return dict(sorted(infos.items()))
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty directory on the disk of the collections, gone after the block or at the next start."""
+        directory = self.root / f"{UNFINISHED}{uuid4().hex}"
+        with _file_errors(self.root):
+            directory.mkdir()
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
     @property
     def unavailable(self) -> dict[str, IndexUnavailable]:
         """The collections that did not open, by name, and why. Waits for no other call."""

@@ -1,5 +1,7 @@
 """One collection: items in SQLite and their vectors in memory, kept as one consistent whole."""
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +34,7 @@ from index.items import (
 from index.maintenance import Work, due
 from index.snapshots import Snapshots
 from index.spec import CollectionSpec, Kind, Metric
-from index.store import Reader, Row, Store, Writer
+from index.store import FILE_NAME, Reader, Row, Store, Writer
 from index.view import MAX_ROWID, View, restored
 
 METADATA: Include = frozenset({"metadata"})
@@ -352,6 +354,21 @@ class Collection:
             self._views = {self._version: now.absorbed(work.first, work.last, up_to, segment)}
         for part in old:
             self._snapshots.remove(part.segment)
+
+    def copy_to(self, directory: Path) -> None:
+        """Copy the files, as they are at one moment, to an empty directory on the same disk.
+
+        Snapshots of the vectors come first: an older one suits a newer database, but not the reverse.
+        They never change, may go at any time, and are not needed, so they are linked where they can be.
+        """
+        for snapshot in self._store.directory.glob("ann/[0-9]*"):
+            target = directory / "ann" / snapshot.name
+            try:
+                shutil.copytree(snapshot, target, copy_function=os.link)
+            except OSError:
+                shutil.rmtree(target, ignore_errors=True)
+        with self._store.snapshot() as reader:
+            reader.copy_to(directory / FILE_NAME)
 
     def close(self, error: VectorIndexError | None = None) -> None:
         """Wait for the running write, then close the files; later calls raise `error`."""

@@ -51,5 +51,17 @@ class BadItem(VectorIndexError):  # noqa: N818
     """An id or metadata the collection cannot hold (422)."""
 
 
+class BadLocation(VectorIndexError):  # noqa: N818
+    """A snapshot was asked to go where requests may not write (422)."""
+
+
+class SnapshotExists(VectorIndexError):  # noqa: N818
+    """There is a snapshot of this collection at this place (409)."""
+
+
 class IndexUnavailable(VectorIndexError):  # noqa: N818
     """The files cannot be used now: disk full, read-only, corrupt, closed, held by another process (503)."""
+
+
+class BadSnapshot(IndexUnavailable):
+    """A snapshot was cut off, is damaged, or of another number of shards, so nothing was restored."""

@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -160,6 +160,11 @@ class Reader:
                     thumbnail,
                 ),
             )
+
+    def copy_to(self, path: Path) -> None:
+        """Write this snapshot of the database to a new file; reads and writes go on meanwhile."""
+        with closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
 
     def _one(self, query: str) -> Any:
         row = self._connection.execute(query).fetchone()

@@ -64,10 +64,20 @@ def build_app(args: dict[str, Any]) -> Application:
         cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
     )
     shards = settings.index.shards
+    index_settings = settings.index.model_copy(
+        update={
+            "snapshot_locations": tuple(
+                _place(place, "index.snapshot_locations")
+                for place in settings.index.snapshot_locations or (str(data_dir / "snapshots"),)
+            ),
+            "restore_from": settings.index.restore_from
+            and _place(settings.index.restore_from, "index.restore_from"),
+        }
+    )
     _check_shards(data_dir / "index", shards)
     indexes = [
         deploy(VectorIndex, index_scale, name="VectorIndex" if shards == 1 else f"VectorIndex-{i}").bind(
-            settings.index, settings.limits, data_dir / "index", i
+            index_settings, settings.limits, data_dir / "index", i
         )
         for i in range(shards)
     ]
@@ -102,6 +112,10 @@ def _check_shards(root: Path, shards: int) -> None:
         check_shard_count(root, shards)
     except IndexUnavailable as error:
         raise SettingsError(error.message) from None
+
+
+def _place(place: str, key: str) -> str:
+    return place if "://" in place else str(_absolute(Path(place), key))
 
 
 def _absolute(path: Path, key: str) -> Path:

@@ -45,7 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     serve.add_argument("--host", help="address to listen on (default: the file's)")
     serve.add_argument("--port", type=int, help="port to listen on (default: the file's)")
     serve.add_argument("--metrics-port", type=int, help="port of Prometheus metrics (default: any free one)")
+    restore = commands.add_parser("restore", help="fill a new data directory from snapshots")
+    restore.add_argument("source", help="the directory or URI that the snapshots were written to")
+    restore.add_argument("data_dir", type=Path, help="a data_dir whose index was never used")
     arguments = parser.parse_args(argv)
+    if arguments.command == "restore":
+        return run_restore(arguments.source, arguments.data_dir)
     return run_server(arguments.config, arguments.set, arguments.host, arguments.port, arguments.metrics_port)
 
 
@@ -74,6 +79,21 @@ def run_server(
             token.write_text(secrets.token_hex(32))
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         return _serve(args, place, metrics_port)
+
+
+def run_restore(source: str, data_dir: Path) -> int:
+    """Restore every collection and shard at `source`; a server on `data_dir` then serves them."""
+    from index.backup import restore_all
+    from index.errors import IndexUnavailable
+    from index.locations import Location
+
+    place = Location(source if "://" in source else str(Path(source).absolute()))
+    try:
+        shards, names = restore_all(place, data_dir.absolute() / "index")
+    except IndexUnavailable as error:
+        return _refuse(error.message)
+    print(f"restored {', '.join(names)}; serve them with index.shards={shards}")
+    return 0
 
 
 def _refuse(message: str) -> int:

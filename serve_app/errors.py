@@ -44,6 +44,8 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     index_errors.BadFilter: (422, "invalid_filter"),
     index_errors.BadVector: (422, "invalid_vector"),
     index_errors.BadItem: (422, "invalid_item"),
+    index_errors.BadLocation: (422, "invalid_location"),
+    index_errors.SnapshotExists: (409, "snapshot_exists"),
     index_errors.IndexUnavailable: (503, "index_unavailable"),
     BackPressureError: (429, "overloaded"),
     DeploymentUnavailableError: (503, "not_ready"),

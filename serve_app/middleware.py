@@ -65,6 +65,13 @@ def timing_of(request: Request) -> Timing:
     return timing
 
 
+def extend_time_limit(request: Request, limit_s: float) -> None:
+    """Give this request `limit_s` from now, for work that is known to take long."""
+    limit = request.state.time_limit
+    assert isinstance(limit, asyncio.Timeout)
+    limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+
+
 def request_id_of(scope: Scope) -> str:
     """The caller's request id, or the one Serve's ingress gave; Serve also puts it on the answer."""
     state = scope.setdefault("state", {})
@@ -105,7 +112,8 @@ class RequestContext:
             # Health is asked about most when there is too much to do, so it takes no room.
             room = 0 if scope["path"].startswith("/health") else 1
             with self._admission.admit(room):
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._timeout_s) as limit:
+                    scope["state"]["time_limit"] = limit
                     await self._app(scope, receive, send_with_timing)
         except Overloaded as error:
             headers = {"retry-after": str(self._retry_after_s)}
@@ -116,7 +124,8 @@ class RequestContext:
         except TimeoutError:
             if status != 499:
                 raise  # the answer had begun; all that is left is to cut it short
-            message = f"The request took longer than {self._timeout_s:g} s; send less in one request."
+            elapsed_s = time.perf_counter() - start
+            message = f"The request took longer than {elapsed_s:.3g} s; send less in one request."
             await error_response(408, "timeout", message)(scope, receive, send_with_timing)
         except Exception:
             logger.exception("request %s to %s failed", request_id_of(scope), scope["path"])

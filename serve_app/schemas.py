@@ -344,6 +344,23 @@ class Evaluation(BaseModel):
     settings: list[EvaluatedSetting] = Field(description="other efforts, upwards")
 
 
+class SnapshotRequest(Strict):
+    to: Annotated[str, Field(min_length=1, max_length=1024)] = Field(
+        description="a name or path below the first of the places that the server's settings allow, or an "
+        "absolute path or URI at or below any of them"
+    )
+
+
+class Snapshot(BaseModel):
+    collection: str
+    to: str
+    id: str
+    created: int = Field(description="Unix seconds")
+    shards: int
+    files: int
+    bytes: int
+
+
 class UnavailableCollection(BaseModel):
     name: str
     reason: str

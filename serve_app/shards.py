@@ -1,19 +1,23 @@
 """The index as the routes see it: calls go to the shard that owns an item, or to all and come back as one."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
+from uuid import uuid4
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
+from index.backup import Manifest
 from index.collection import CollectionInfo
-from index.errors import CollectionNotFound, VectorIndexError
+from index.errors import BadItem, CollectionNotFound, VectorIndexError
+from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, check_id, check_items
-from index.merge import merge_hits, merge_infos
+from index.merge import merge_evaluations, merge_hits, merge_infos
 from index.shards import shard_of
 from index.spec import CollectionSpec
 from serve_app.scatter import NO_ANSWER, Scatter, incomplete
@@ -121,6 +125,22 @@ class Shards:
         if not self._only:
             await self._specs(name, range(len(self._shards)))
         return sum(await self._scatter.write("delete_where", self._scatter.every(name, filter), once=True))
+
+    async def evaluate(self, name: str, queries: int, k: int) -> Evaluation:
+        """Recall@k and latency against exact search, of every shard that holds items."""
+        outcomes = await self._scatter.outcomes("evaluate", self._scatter.every(name, queries, k))
+        filled = {i: o for i, o in outcomes.items() if not isinstance(o, BadItem)}
+        self._scatter.check(filled or outcomes)
+        return merge_evaluations(list(filled.values()))
+
+    async def snapshot(self, name: str, to: str) -> Manifest:
+        """A whole copy of the collection at `to`. Each shard's part is of one moment of its own."""
+        id = uuid4().hex
+        created = int(time.time())
+        parts = await self._scatter.all("snapshot_part", name, to, id)
+        manifest = Manifest(collection=name, id=id, created=created, parts=tuple(parts))
+        await self._shards[0].ask("finish_snapshot", to, manifest)
+        return manifest
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)

@@ -14,7 +14,7 @@ from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Given, as_vector
 from serve_app.limits import check_depth
-from serve_app.middleware import timing_of
+from serve_app.middleware import extend_time_limit, timing_of
 from serve_app.openapi import accepts
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
@@ -135,7 +135,35 @@ async def evaluate(request: Request, name: schemas.CollectionName) -> Response:
     """Measures recall@k and latency against exact search, with queries like the stored vectors."""
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.EvaluateRequest, gateway.settings.limits.max_body_bytes)
-    return json_response(asdict(await call(gateway.index, "evaluate", name, asked.queries, asked.k)))
+    return json_response(asdict(await gateway.index.evaluate(name, asked.queries, asked.k)))
+
+
+@router.post(
+    "/v1/collections/{name}/snapshot",
+    response_model=schemas.Snapshot,
+    openapi_extra=accepts(schemas.SnapshotRequest),
+)
+async def snapshot(request: Request, name: schemas.CollectionName) -> Response:
+    """Copies the collection, while it is in use, to a directory or object store; answers when all is there.
+
+    A new data directory is filled from it with the setting `index.restore_from`.
+    """
+    gateway = gateway_of(request)
+    asked = await body.read_json(request, schemas.SnapshotRequest, gateway.settings.limits.max_body_bytes)
+    extend_time_limit(request, gateway.settings.index.snapshot_timeout_s)
+    manifest = await gateway.index.snapshot(name, asked.to)
+    files = [file for part in manifest.parts for file in part.values()]
+    return json_response(
+        {
+            "collection": name,
+            "to": asked.to,
+            "id": manifest.id,
+            "created": manifest.created,
+            "shards": len(manifest.parts),
+            "files": len(files),
+            "bytes": sum(file.size for file in files),
+        }
+    )
 
 
 def _check_size(asked: schemas.SearchRequest, settings: Settings) -> None:

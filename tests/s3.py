@@ -1,0 +1,47 @@
+"""A real S3 server (moto's) for tests, on loopback and a free port."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+
+from tests.server import free_port
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+START_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def s3_server(*buckets: str) -> Iterator[str]:
+    """The query that leads a URI such as `s3://bucket/path` to the server: `endpoint_override=…`."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                requests.get(f"{url}/moto-api/", timeout=5)
+                break
+            except requests.ConnectionError:
+                assert process.poll() is None, "the server did not start"
+                assert time.monotonic() < deadline, "the server did not start in time"
+                time.sleep(0.05)
+        for bucket in buckets:
+            assert requests.put(f"{url}/{bucket}", timeout=5).status_code == 200
+        yield f"endpoint_override=127.0.0.1:{port}&scheme=http"
+    finally:
+        process.terminate()
+        process.wait()
