@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from configs.settings import IndexSettings, LimitSettings
 from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
-from index.backup import Manifest, Part, check_free, finish, part_directory, restore, write_part
+from index.backup import Manifest, Part, check_free, finish, part_directory, write_part
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors
 from index.locations import Location, requested
+from index.restore import restore
 from index.shards import check_shard_count, shard_directory
 from index.spec import CollectionSpec
 

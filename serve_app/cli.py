@@ -83,9 +83,9 @@ def run_server(
 
 def run_restore(source: str, data_dir: Path) -> int:
     """Restore every collection and shard at `source`; a server on `data_dir` then serves them."""
-    from index.backup import restore_all
     from index.errors import IndexUnavailable
     from index.locations import Location
+    from index.restore import restore_all
 
     place = Location(source if "://" in source else str(Path(source).absolute()))
     try:

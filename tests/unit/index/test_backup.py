@@ -11,21 +11,13 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from index.backup import (
-    MANIFEST,
-    Manifest,
-    check_free,
-    finish,
-    manifests,
-    part_directory,
-    restore,
-    write_part,
-)
+from index.backup import MANIFEST, Manifest, check_free, finish, part_directory, write_part
 from index.catalog import Catalog
 from index.collection import Collection
 from index.errors import BadSnapshot, IndexUnavailable, SnapshotExists
 from index.items import Item
 from index.locations import Location
+from index.restore import manifests, restore
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from tests.s3 import ENVIRONMENT, s3_server
