@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from configs.settings import ScaleSettings, Settings, SettingsError
+from configs.settings import IndexSettings, ScaleSettings, Settings, SettingsError
 from deployments.clip_encoder import ClipEncoder
 from deployments.image_classifier import ImageClassifier
 from deployments.image_preprocessor import ImagePreprocessor
@@ -59,27 +59,17 @@ def build_app(args: dict[str, Any]) -> Application:
         else:
             deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
             classifiers[name] = deployment.options(**options).bind(name, source, classifier, cache_dir)
-    # The index is one writer: it never runs twice over the same files.
+    # Each shard of the index is one writer: it never runs twice over the same files.
     index_scale = ScaleSettings(
         cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
     )
-    shards = settings.index.shards
-    index_settings = settings.index.model_copy(
-        update={
-            "snapshot_locations": tuple(
-                _place(place, "index.snapshot_locations")
-                for place in settings.index.snapshot_locations or (str(data_dir / "snapshots"),)
-            ),
-            "restore_from": settings.index.restore_from
-            and _place(settings.index.restore_from, "index.restore_from"),
-        }
-    )
-    _check_shards(data_dir / "index", shards)
+    index_settings = _index_settings(settings.index, data_dir)
+    shards = range(index_settings.shards)
     indexes = [
-        deploy(VectorIndex, index_scale, name="VectorIndex" if shards == 1 else f"VectorIndex-{i}").bind(
-            index_settings, settings.limits, data_dir / "index", i
+        deploy(VectorIndex, index_scale, name=f"VectorIndex-{shard}" if len(shards) > 1 else None).bind(
+            index_settings, settings.limits, data_dir / "index", shard
         )
-        for i in range(shards)
+        for shard in shards
     ]
     gateway: Application = deploy(serve.ingress()(Gateway), settings.gateway.scale).bind(
         settings, preprocessor, encoder, classifiers, heads, aliases, indexes, key_digests(settings.auth)
@@ -106,16 +96,24 @@ def _deployment(body: type[Any], scale: ScaleSettings, name: str, log_level: str
     return serve.deployment(body, **options)
 
 
-def _check_shards(root: Path, shards: int) -> None:
-    """Refuse at once what every replica of the index would, where its files lie on this machine."""
+def _index_settings(settings: IndexSettings, data_dir: Path) -> IndexSettings:
+    """With every place absolute; refused at once where the index's replicas would refuse to start."""
+
+    def absolute(place: str, key: str) -> str:
+        return place if "://" in place else str(_absolute(Path(place), key))
+
     try:
-        check_shard_count(root, shards)
+        check_shard_count(data_dir / "index", settings.shards)
     except IndexUnavailable as error:
         raise SettingsError(error.message) from None
-
-
-def _place(place: str, key: str) -> str:
-    return place if "://" in place else str(_absolute(Path(place), key))
+    places = settings.snapshot_locations or (str(data_dir / "snapshots"),)
+    source = settings.restore_from
+    return settings.model_copy(
+        update={
+            "snapshot_locations": tuple(absolute(place, "index.snapshot_locations") for place in places),
+            "restore_from": source and absolute(source, "index.restore_from"),
+        }
+    )
 
 
 def _absolute(path: Path, key: str) -> Path:
