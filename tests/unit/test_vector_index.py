@@ -1,8 +1,9 @@
 """The index deployment's own part: who waits for whom, and what it adds to the collections' answers."""
 
 import asyncio
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
+from index.backup import part_directory
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound
 from index.items import Hit, Item, Vectors
 from index.spec import CollectionSpec
@@ -38,6 +40,7 @@ def index(root: Path) -> Iterator[VectorIndex]:
 def close(index: VectorIndex) -> None:
     index._pool.shutdown()
     index._filter_pool.shutdown()
+    index._snapshot_pool.shutdown()
     index._catalog.close()
 
 
@@ -138,3 +141,40 @@ def test_an_item_s_like_is_found_beside_vectors(index: VectorIndex) -> None:
 
 def ids(found: list[list[Hit]]) -> list[list[str]]:
     return [[hit.id for hit in hits] for hits in found]
+
+
+def test_a_snapshot_that_is_stuck_holds_up_nothing_and_ends_with_its_request(
+    index: VectorIndex, root: Path, tmp_path: Path
+) -> None:
+    id = "0" * 32
+    part = tmp_path / "snapshots" / "monday" / part_directory("a", id, 0, 1)
+    part.mkdir(parents=True)
+    pipe = part / FILE_NAME  # writing to it waits until somebody reads
+    os.mkfifo(pipe)
+
+    async def main() -> None:
+        index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(tmp_path / "snapshots"),)})
+        await index.upsert("a", [Item("x", [1, 0])], None)
+        stuck = asyncio.create_task(index.snapshot_part("a", "monday", id))
+        await until(lambda: bool(list(root.glob(".unfinished-*/*"))))
+        for n in range(2 * SETTINGS.concurrent_calls):
+            await index.upsert("a", [Item(str(n), [n, 0])], None)
+            assert ids(await search(index, ORIGIN, limit=1)) == [["0"]]
+        assert not stuck.done()
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        await asyncio.to_thread(pipe.read_bytes)
+        await until(lambda: not part.exists())
+        done = await index.snapshot_part("a", "tuesday", id)
+        assert list(done) == [FILE_NAME]
+
+    asyncio.run(main())
+    assert not list(root.glob(".unfinished-*"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
