@@ -27,7 +27,8 @@ METADATA_HEADER = "x-metadata"
 async def upsert(request: Request, name: schemas.CollectionName) -> Response:
     """Stores items, replacing those whose id is taken; all of them or none.
 
-    When this has answered, they survive any crash.
+    When this has answered, they survive any crash. Of an index of several shards, one that is lost in the
+    middle may leave its part unwritten: the answer is 503 then, and sending the same again completes it.
     """
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.UpsertRequest, gateway.settings.limits.max_body_bytes)

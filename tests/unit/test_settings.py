@@ -68,6 +68,7 @@ def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
     [
         {"limits.max_images": "many"},
         {"limits.max_images": 0},
+        {"index.shards": 0},
         {"clip.precision": "fp4"},
         {"clip.name": "No Spaces"},
         {"clip": {"scale": {"replicas": 3, "max_replicas": 2}}},
