@@ -11,8 +11,8 @@ from index.errors import BadLocation, IndexUnavailable
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-# No part begins with a dot, so none leads upwards; nor can percent signs or backslashes hide one.
-PART = re.compile(r"(?!\.)[\w .,=+@~-]{1,200}")
+# No part begins with a dot, so none leads upwards, and each reads the same in a path and in a URI.
+PART = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,199}")
 
 
 class Location(NamedTuple):
@@ -65,7 +65,7 @@ def requested(to: str, allowed: Sequence[str]) -> Location:
     places = ", ".join(str(Location(base)) for base in allowed)
     raise BadLocation(
         f"a snapshot cannot go to {to!r}: give a name, or a path at or below {places} "
-        "(index.snapshot_locations), of letters, digits, spaces and any of .,=+@~-_"
+        "(index.snapshot_locations), of letters, digits and any of . = - _"
     )
 
 

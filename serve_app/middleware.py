@@ -99,6 +99,8 @@ class RequestContext:
         timing = Timing()
         scope.setdefault("state", {})["timing"] = timing
         CURRENT.set(timing)  # the server gives every request a task, and so a context, of its own
+        entered, limit = asyncio.get_running_loop().time(), asyncio.timeout(self._timeout_s)
+        scope["state"]["time_limit"] = limit
         status = 499  # unless an answer starts, the caller went away
 
         async def send_with_timing(message: Message) -> None:
@@ -112,8 +114,7 @@ class RequestContext:
             # Health is asked about most when there is too much to do, so it takes no room.
             room = 0 if scope["path"].startswith("/health") else 1
             with self._admission.admit(room):
-                async with asyncio.timeout(self._timeout_s) as limit:
-                    scope["state"]["time_limit"] = limit
+                async with limit:
                     await self._app(scope, receive, send_with_timing)
         except Overloaded as error:
             headers = {"retry-after": str(self._retry_after_s)}
@@ -124,8 +125,8 @@ class RequestContext:
         except TimeoutError:
             if status != 499:
                 raise  # the answer had begun; all that is left is to cut it short
-            elapsed_s = time.perf_counter() - start
-            message = f"The request took longer than {elapsed_s:.3g} s; send less in one request."
+            limit_s = (limit.when() or 0) - entered
+            message = f"The request took longer than {limit_s:.3g} s; send less in one request."
             await error_response(408, "timeout", message)(scope, receive, send_with_timing)
         except Exception:
             logger.exception("request %s to %s failed", request_id_of(scope), scope["path"])

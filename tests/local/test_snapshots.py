@@ -61,16 +61,16 @@ def contents(client: LocalClient) -> tuple[Any, Any]:
 def test_a_new_server_goes_on_from_a_snapshot_in_s3(start: Start, bucket: str, shards: int) -> None:
     client = start(f"source-{shards}", shards=shards, snapshot_locations=[bucket])
     fill(client)
-    to = f"s3://bucket/sightline/of {shards}"
+    to = f"s3://bucket/sightline/of-{shards}"
     answer = client.post(f"{COLLECTION}/snapshot", json_body={"to": to})
     assert answer.status == 200, answer.content
     made = answer.json()
     assert (made["collection"], made["to"], made["shards"], made["files"]) == ("kept", to, shards, shards)
     assert made["bytes"] > 98 * 4 * DIMENSIONS
     place, _, query = bucket.partition("?")
-    new = start(f"new-{shards}", shards=shards, restore_from=f"{place}/of {shards}?{query}")
+    new = start(f"new-{shards}", shards=shards, restore_from=f"{place}/of-{shards}?{query}")
     assert contents(new) == contents(client)
-    again = client.post(f"{COLLECTION}/snapshot", json_body={"to": f"of {shards}"})
+    again = client.post(f"{COLLECTION}/snapshot", json_body={"to": f"of-{shards}"})
     assert (again.status, again.json()["error"]["code"]) == (409, "snapshot_exists")
 
 

@@ -17,7 +17,7 @@ ALLOWED = (LOCAL, S3)
     ("to", "location"),
     [
         ("monday", Location(LOCAL, ("monday",))),
-        ("2026/11 20/", Location(LOCAL, ("2026", "11 20"))),
+        ("2026/day=20/", Location(LOCAL, ("2026", "day=20"))),
         (LOCAL, Location(LOCAL)),
         (f"{LOCAL}/a.b", Location(LOCAL, ("a.b",))),
         (f"file://{LOCAL}/a", Location(LOCAL, ("a",))),
@@ -42,6 +42,8 @@ def test_places_at_and_below_those_allowed(to: str, location: Location) -> None:
         "%2e%2e/b",
         "a\0b",
         "a\nb",
+        "a b",
+        "é",
         "x" * 201,
         "/",
         "/srv",
