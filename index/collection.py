@@ -32,6 +32,7 @@ from index.items import (
     query_vectors,
 )
 from index.maintenance import Work, due
+from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
 from index.spec import CollectionSpec, Kind, Metric
 from index.store import FILE_NAME, Reader, Row, Store, Writer
@@ -358,13 +359,13 @@ class Collection:
     def copy_to(self, directory: Path) -> None:
         """Copy the files, as they are at one moment, to an empty directory on the same disk.
 
-        Snapshots of the vectors come first: an older one suits a newer database, but not the reverse.
-        They never change, may go at any time, and are not needed, so they are linked where they can be.
+        Segments come first: an older one suits a newer database, but not the reverse. They never change,
+        may go at any time, and are not needed, so they are linked where they can be.
         """
-        for snapshot in self._store.directory.glob("ann/[0-9]*"):
-            target = directory / "ann" / snapshot.name
+        for segment in self._store.directory.glob(f"{SEGMENTS}/[0-9]*"):
+            target = directory / SEGMENTS / segment.name
             try:
-                shutil.copytree(snapshot, target, copy_function=os.link)
+                shutil.copytree(segment, target, copy_function=os.link)
             except OSError:
                 shutil.rmtree(target, ignore_errors=True)
         with self._store.snapshot() as reader:

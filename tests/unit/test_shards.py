@@ -12,7 +12,7 @@ import pytest
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
-from index.errors import BadVector, CollectionNotFound, IndexUnavailable
+from index.errors import BadItem, BadVector, CollectionNotFound, IndexUnavailable
 from index.items import Item
 from index.shards import shard_directory, shard_of
 from index.spec import CollectionSpec
@@ -221,6 +221,20 @@ def test_damaged_files_of_one_shard_are_named(cluster: Cluster) -> None:
     asyncio.run(main())
 
 
+def test_shards_without_items_are_no_part_of_an_evaluation(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        assert (await shards.evaluate("a", 5, 3)).count == 30
+        await shards.delete("a", OWNED[0])
+        evaluated = await shards.evaluate("a", 5, 3)
+        assert (evaluated.count, evaluated.now.recall) == (30 - len(OWNED[0]), 1)
+        await shards.delete("a", NAMES)
+        with pytest.raises(BadItem, match="is empty"):
+            await shards.evaluate("a", 5, 3)
+
+    asyncio.run(main())
+
+
 def test_a_mistake_is_told_by_its_place_even_where_a_shard_is_down(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
@@ -243,24 +257,13 @@ def test_a_single_shard_gets_every_call_as_one_call(tmp_path: Path) -> None:
         await shards.page("a", 1, None)
         await shards.get("a", "x", ())
         await shards.info("a")
+        await shards.evaluate("a", 1, 1)
         await shards.list_all()
         await shards.delete_where("a", {"must": [{"key": "n", "exists": True}]})
         await shards.delete("a", ["x"])
         await shards.drop("a")
-        assert handle.calls == (
-            [
-                "create",
-                "upsert",
-                "search",
-                "page",
-                "get",
-                "info",
-                "list_all",
-                "delete_where",
-                "delete",
-                "drop",
-            ]
-        )
+        called = "create upsert search page get info evaluate list_all delete_where delete drop"
+        assert " ".join(handle.calls) == called
         handle.index._catalog.close()
 
     asyncio.run(main())

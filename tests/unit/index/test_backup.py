@@ -11,8 +11,10 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from configs.settings import IndexSettings
 from index.backup import MANIFEST, Manifest, check_free, finish, part_directory, write_part
 from index.catalog import Catalog
+from index.check import problems
 from index.collection import Collection
 from index.errors import BadSnapshot, IndexUnavailable, SnapshotExists
 from index.items import Item
@@ -91,6 +93,29 @@ def test_what_is_restored_is_what_was_there(
         assert everything(again.get("filled"))[:-1] == everything(filled)
     assert not list((tmp_path / "new").glob(".*"))
     assert not list(catalog.root.glob(".unfinished*"))
+
+
+def test_segments_come_along_and_are_used(tmp_path: Path) -> None:
+    settings = IndexSettings(threads=1, segment_rows=1000, merge_idle_s=1000)
+    vectors = np.random.default_rng(3).normal(size=(2700, DIMENSIONS)).astype(np.float32)
+    place, new = Location(str(tmp_path / "snapshots")), tmp_path / "new"
+    with Catalog(tmp_path / "index", settings, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        for rows in (range(1600), range(1600, 2700)):
+            collection.upsert([Item(str(row), vectors[row]) for row in rows])
+            while collection.maintain():
+                pass
+        collection.delete(["7"])
+        before, found = collection.info(), collection.search(vectors[:20], 5)
+        manifest = snapshot(catalog, "c", place)
+    assert any(name.endswith("index.faiss") for name in manifest.parts[0])
+    assert restore(place, new, 0, 1) == ["c"]
+    assert list(problems(new)) == []
+    with Catalog(new, settings, maintenance=False) as catalog:
+        info = catalog.get("c").info()
+        assert (info.segments, info.actual_kind) == (before.segments, "hnsw")
+        assert catalog.get("c").search(vectors[:20], 5) == found
+        assert not catalog.get("c").maintain(), "nothing had to be built again"
 
 
 def test_a_place_holds_one_snapshot_of_a_collection(

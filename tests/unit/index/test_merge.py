@@ -1,12 +1,16 @@
 """Merging what shards found gives what one index over everything would have found."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from index.collection import CollectionInfo
+from index.evaluate import Evaluation, Latency, Setting
 from index.items import Hit
-from index.merge import merge_hits, merge_infos
+from index.merge import merge_evaluations, merge_hits, merge_infos
 
 SCORES = st.lists(st.floats(-10, 10, width=32), max_size=12)
 
@@ -40,12 +44,66 @@ def test_a_hit_keeps_what_came_with_it() -> None:
     assert merged[0][1].metadata == {"n": 1}
 
 
+def info(**changed: Any) -> CollectionInfo:
+    usual: dict[str, Any] = {
+        "name": "a",
+        "count": 3,
+        "dimensions": 2,
+        "metric": "dot",
+        "kind": "auto",
+        "actual_kind": "hnsw",
+        "state": "ready",
+        "problem": None,
+        "segments": 1,
+        "effort": 32,
+        "recall": 0.98,
+        "indexed_keys": ("n",),
+        "model": "clip",
+        "fingerprint": "f",
+        "created": 20,
+        "tombstones": 1,
+        "bytes_on_disk": 30,
+        "bytes_in_memory": 15,
+    }
+    return CollectionInfo(**{**usual, **changed})
+
+
 def test_the_numbers_of_a_collection_add_up() -> None:
-    def info(count: int, created: int) -> CollectionInfo:
-        return CollectionInfo(
-            "a", count, 2, "dot", "auto", "flat", "clip", "f", created, 1, 10 * count, 5 * count
+    building = info(state="building", problem="disk full", effort=64, recall=0.9, created=10)
+    empty = info(count=0, actual_kind="flat", segments=0, effort=None, recall=None, tombstones=0)
+    assert merge_infos([info(), building, empty]) == info(
+        count=6,
+        actual_kind="flat+hnsw",
+        state="building",
+        problem="disk full",
+        segments=2,
+        effort=64,
+        recall=0.9,
+        created=10,
+        tombstones=2,
+        bytes_on_disk=90,
+        bytes_in_memory=45,
+    )
+    assert merge_infos([building]) is building
+    assert merge_infos([empty, empty]).recall is None
+
+
+def test_evaluations_weigh_recall_by_items_and_wait_for_the_slowest() -> None:
+    def part(count: int, recall: float, ms: float, efforts: tuple[int, ...]) -> Evaluation:
+        latency = Latency(ms, 2 * ms)
+        settings = [Setting(effort, recall, latency) for effort in efforts]
+        return Evaluation(
+            count, 100, 10, "hnsw", "ef_search", Setting(16, recall, latency), latency, settings
         )
 
-    merged = merge_infos([info(3, 20), info(4, 10), info(0, 30)])
-    assert merged == CollectionInfo("a", 7, 2, "dot", "auto", "flat", "clip", "f", 10, 3, 70, 35)
-    assert merge_infos([merged]) is merged
+    merged = merge_evaluations([part(100, 1.0, 1, (8, 32)), part(300, 0.8, 3, (32, 64))])
+    assert merged == Evaluation(
+        400,
+        200,
+        10,
+        "hnsw",
+        "ef_search",
+        Setting(16, pytest.approx(0.85), Latency(3, 6)),  # type: ignore[arg-type]
+        Latency(3, 6),
+        [Setting(32, pytest.approx(0.85), Latency(3, 6))],  # type: ignore[arg-type]
+    )
