@@ -1,6 +1,7 @@
 """One shard of the index as the gateway sees it: called while it is up, known to be down while it is not."""
 
 import asyncio
+from contextvars import Context
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -49,7 +50,9 @@ class Shard:
             return asked.result()
         except (ReplicaLost, DeploymentUnavailableError):
             if self._recovery is None:
-                self._recovery = asyncio.create_task(self._recover(self._timeout_s))
+                # Outlives the request, and is no part of its times.
+                recovery = self._recover(self._timeout_s)
+                self._recovery = asyncio.create_task(recovery, context=Context())
             raise ShardDown(f"{self.name} does not answer") from None
         finally:
             asked.cancel()

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from index.catalog import LOCK_NAME
 from index.shards import shard_directory, shard_of
 from tests.assets import clip_directory
-from tests.server import Server, running
+from tests.server import Server, replicas, running
 
 SHARDS, LOST = 3, 1
 BACK_WITHIN_S = 60.0
@@ -84,15 +84,3 @@ def kept_down(server: Server, root: Path) -> Iterator[None]:
         os.kill(pid, signal.SIGKILL)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def replicas(server: Server, deployment: str) -> list[int]:
-    """The processes of a deployment on this very server's cluster."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            title = (process / "cmdline").read_bytes().decode(errors="replace")
-            environment = (process / "environ").read_bytes().split(b"\0")
-            if deployment in title and f"RAY_TMPDIR={server.directory}".encode() in environment:
-                found.append(int(process.name))
-    return found
