@@ -192,6 +192,6 @@ def test_photos_go_in_and_are_found(sharded: LocalClient) -> None:
     stored = sharded.post(f"{path}/items", json_body={"items": items}).json()["ids"]
     found = sharded.post(f"{path}/search", json_body={"text": "poem 7", "limit": 1})
     assert found.json()["results"][0]["id"] == stored[7]
-    assert float(found.headers["server-timing"].split("index;dur=")[1]) > 0
+    assert float(found.headers["server-timing"].split("index;dur=")[1].split(",")[0]) > 0
     listed = {c["name"]: c for c in sharded.get("/v1/collections").json()["data"]}
     assert listed["clip-shards"]["count"] == 12
