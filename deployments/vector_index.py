@@ -83,6 +83,10 @@ class VectorIndex:
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         return await self._run(lambda: self._catalog.get(name).get(id, frozenset(include)))
 
+    async def missing(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that no item has, in their order."""
+        return await self._run(lambda: self._catalog.get(name).missing(ids))
+
     async def page(self, name: str, limit: int, cursor: int | None) -> Page:
         return await self._run(lambda: self._catalog.get(name).page(limit, cursor))
 

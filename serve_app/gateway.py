@@ -15,7 +15,7 @@ from serve_app.inputs import InputReader
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
 from serve_app.openapi import DESCRIPTION, describe
-from serve_app.routes import classify, collections, embeddings, health, home, items, models, rerank
+from serve_app.routes import bulk, classify, collections, embeddings, health, home, items, models, rerank
 
 
 class Gateway:
@@ -57,7 +57,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None, title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan
     )
     app.state.gateway = gateway
-    for routes in (home, health, models, embeddings, classify, rerank, collections, items):
+    for routes in (home, health, models, embeddings, classify, rerank, collections, bulk, items):
         app.include_router(routes.router)
     describe(app)
     errors.install(app, gateway.settings.limits.retry_after_s)

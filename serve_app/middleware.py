@@ -65,6 +65,14 @@ def timing_of(request: Request) -> Timing:
     return timing
 
 
+def lift_time_limit(request: Request) -> float:
+    """Let this request take as long as it likes; returns the limit in seconds, for parts of it."""
+    limit: asyncio.Timeout = request.state.time_limit
+    limit.reschedule(None)
+    timeout_s: float = request.state.timeout_s
+    return timeout_s
+
+
 def request_id_of(scope: Scope) -> str:
     """The caller's request id, or the one Serve's ingress gave; Serve also puts it on the answer."""
     state = scope.setdefault("state", {})
@@ -90,8 +98,9 @@ class RequestContext:
             return
         start = time.perf_counter()
         timing = Timing()
-        scope.setdefault("state", {})["timing"] = timing
         CURRENT.set(timing)  # the server gives every request a task, and so a context, of its own
+        state = scope.setdefault("state", {})
+        state |= {"timing": timing, "timeout_s": self._timeout_s}
         status = 499  # unless an answer starts, the caller went away
 
         async def send_with_timing(message: Message) -> None:
@@ -105,7 +114,7 @@ class RequestContext:
             # Health is asked about most when there is too much to do, so it takes no room.
             room = 0 if scope["path"].startswith("/health") else 1
             with self._admission.admit(room):
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._timeout_s) as state["time_limit"]:
                     await self._app(scope, receive, send_with_timing)
         except Overloaded as error:
             headers = {"retry-after": str(self._retry_after_s)}
