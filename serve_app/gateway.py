@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from configs.settings import Settings
 from serve_app import __version__, errors
 from serve_app.auth import BearerAuth
+from serve_app.backpressure import bound_replica
 from serve_app.fetch import ImageFetcher
 from serve_app.inference import Handle, Inference, Unavailable
 from serve_app.inputs import InputReader
@@ -32,6 +33,7 @@ class Gateway:
         index: Handle,
         key_digests: tuple[bytes, ...],
     ) -> None:
+        bound_replica()
         self.settings = settings
         self.key_digests = key_digests
         self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)

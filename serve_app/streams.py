@@ -1,15 +1,19 @@
 """Bodies without end: read as they arrive, in lines or in the rows of an array, never held whole."""
 
+import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
 
 from deployments.models.base import Vectors
 from serve_app.errors import ApiError
+
+Chunks = AsyncGenerator[bytes, None]  # a request's `stream()`, of which there is one for the whole request
 
 NDJSON: Final = "application/x-ndjson"
 ACCEPTED: Final = (
@@ -17,6 +21,7 @@ ACCEPTED: Final = (
     "float64, with a row for each vector"
 )
 _MAX_HEADER_BYTES: Final = 4096  # numpy writes 128
+_DISCARD_S: Final = 5
 
 
 class Line(NamedTuple):
@@ -26,11 +31,11 @@ class Line(NamedTuple):
     text: bytes
 
 
-async def lines(request: Request, max_bytes: int) -> AsyncIterator[Line]:
+async def lines(chunks: Chunks, max_bytes: int) -> AsyncIterator[Line]:
     """The lines that hold anything. Raises 413 for one longer than `max_bytes`."""
     number, size = 1, 0
     begun: list[bytes] = []  # pieces of a line whose end has not come
-    async for chunk in request.stream():
+    async for chunk in chunks:
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             _check_length(size + len(end), max_bytes, number)
@@ -44,6 +49,14 @@ async def lines(request: Request, max_bytes: int) -> AsyncIterator[Line]:
         yield Line(number, text)
 
 
+async def discard(chunks: Chunks) -> None:
+    """Read what is left of a body, for some seconds: many clients read no answer before they have sent it."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_DISCARD_S):
+            async for _ in chunks:
+                pass
+
+
 def _check_length(size: int, max_bytes: int, number: int) -> None:
     if size > max_bytes:
         message = f"the line is longer than {max_bytes} bytes, which one item may have"
@@ -53,8 +66,8 @@ def _check_length(size: int, max_bytes: int, number: int) -> None:
 class ArrayBody:
     """A `.npy` body: its header at once, its rows as they arrive."""
 
-    def __init__(self, request: Request) -> None:
-        self._chunks = request.stream()
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
         self._held = bytearray()
 
     async def header(self) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from serve_app.openapi import accepts
 from serve_app.remote import call
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
-from serve_app.streams import ArrayBody, Line, lines
+from serve_app.streams import ArrayBody, Line, discard, lines
 
 router = APIRouter(tags=["items"])
 
@@ -47,7 +47,7 @@ async def upsert_lines(request: Request, name: str, fingerprint: str | None) -> 
     limits = gateway.settings.limits
     await call(gateway.index, "info", name)  # 404 before anything is read
     stream = _Stream(request, "line")
-    batches = _batches(lines(request, limits.max_body_bytes))
+    batches = _batches(lines(stream.chunks, limits.max_body_bytes))
     while True:
         async with stream.step():
             batch = await anext(batches, None)
@@ -68,12 +68,12 @@ async def upsert_array(
     gateway = gateway_of(request)
     info: CollectionInfo = await call(gateway.index, "info", name)
     stream = _Stream(request, "row")
-    array = ArrayBody(request)
+    array = ArrayBody(stream.chunks)
     async with stream.step():
         _, columns = await array.header()
-    if columns != info.dimensions:
-        message = f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
-        raise ApiError(422, "invalid_array", message)
+        if columns != info.dimensions:
+            message = f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
+            raise ApiError(422, "invalid_array", message)
     start = 0
     rows = array.rows(max(1, min(BATCH_ITEMS, BATCH_BYTES // (8 * columns))))
     while True:
@@ -95,6 +95,7 @@ class _Stream:
     """What one stream has stored. An error in it says so, for what is stored stays."""
 
     def __init__(self, request: Request, unit: str) -> None:
+        self.chunks = request.stream()
         self._unit = unit
         self._timeout_s = lift_time_limit(request)  # from here on it holds for each step
         self._stored = 0
@@ -111,6 +112,7 @@ class _Stream:
             message = f"the next batch took longer than {self._timeout_s:g} s to arrive and be stored"
             raise self._stopped(ApiError(408, "timeout", message)) from None
         except KNOWN as error:
+            await discard(self.chunks)
             raise self._stopped(api_error(error, names.__getitem__)) from None
 
     def add(self, ids: Sequence[str], last: int) -> None:
