@@ -17,7 +17,7 @@ POLL_S: Final = 0.005  # a replica that waits has a batch in its hands, which ta
 Message = MutableMapping[str, Any]
 
 
-class BoundedQueue(http_util.MessageQueue):  # type: ignore[misc]
+class BoundedQueue(http_util.MessageQueue):
     """A body's messages on their way from the proxy to the replica, which takes all there are at a time."""
 
     def __init__(self) -> None:
@@ -42,13 +42,15 @@ class BoundedQueue(http_util.MessageQueue):  # type: ignore[misc]
 
 def bound_proxy() -> list[Any]:
     """Run in Serve's proxy (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH); it adds no middleware."""
-    proxy.MessageQueue = BoundedQueue
+    module: Any = proxy
+    module.MessageQueue = BoundedQueue
     return []
 
 
 def bound_replica() -> None:
     """Run in a replica that takes requests, before the first."""
-    init: Callable[..., None] = http_util.ASGIReceiveProxy.__init__
+    kind: Any = http_util.ASGIReceiveProxy
+    init = kind.__init__
     if getattr(init, "bounded", False):
         return
 
@@ -61,7 +63,7 @@ def bound_replica() -> None:
         init(self, scope, metadata, when_there_is_room)
 
     bounded.bounded = True  # type: ignore[attr-defined]
-    http_util.ASGIReceiveProxy.__init__ = bounded
+    kind.__init__ = bounded
 
 
 def _waiting(receive: Any) -> Iterable[Any]:

@@ -133,10 +133,9 @@ class _Stream:
                 f"The {self._stored} items up to {self._unit} {self._last} are stored and nothing after "
                 f"them: send again from {self._unit} {self._last + 1}."
             )
-        at = f"{error.param}: " if error.param else ""
-        return ApiError(
-            error.status, error.code, f"{at}{error.message}. {done}", error.param, retry=error.retry
-        )
+        # `line 7.vector` begins with `line 7`; the message itself says what of it is wrong.
+        message = f"{error.param.split('.')[0]}: {error.message}" if error.param else error.message
+        return ApiError(error.status, error.code, f"{message}. {done}", error.param, retry=error.retry)
 
 
 async def _batches(source: AsyncIterator[Line]) -> AsyncIterator[list[Line]]:

@@ -14,7 +14,7 @@ CHUNK = {"type": "http.request", "body": b"x" * (MAX_WAITING_BYTES // 4), "more_
 
 def test_the_proxy_waits_until_the_replica_takes_what_there_is() -> None:
     async def run() -> None:
-        queue = BoundedQueue()
+        queue: Any = BoundedQueue()
         put = 0
 
         async def receive_all() -> None:
@@ -51,7 +51,7 @@ def test_the_replica_asks_for_more_only_when_the_application_has_taken_it() -> N
             return pickle.dumps([CHUNK] * 3 if asked <= 10 else [{"type": "http.disconnect"}])
 
         metadata: Any = None
-        receive = ASGIReceiveProxy({"type": "http"}, metadata, from_proxy)
+        receive: Any = ASGIReceiveProxy({"type": "http"}, metadata, from_proxy)
         fetching = asyncio.create_task(receive.fetch_until_disconnect())
         await until(lambda: asked == 2)
         await asyncio.sleep(0.05)  # ten of its looks at the queue
