@@ -59,6 +59,10 @@ class VectorIndex:
     async def info(self, name: str) -> CollectionInfo:
         return await self._run(lambda: self._catalog.get(name).info())
 
+    async def keeps_thumbnails(self, name: str) -> bool:
+        """Whether images come with thumbnails here. Waits for no other call."""
+        return self._catalog.get(name).spec.thumbnails
+
     async def drop(self, name: str) -> None:
         await self._run(lambda: self._catalog.delete(name))
 

@@ -67,6 +67,7 @@ class CollectionInfo:
     tombstones: int
     bytes_on_disk: int
     bytes_in_memory: int
+    thumbnails: bool
 
 
 class Collection:
@@ -291,6 +292,7 @@ class Collection:
                 tombstones=view.tombstones,
                 bytes_on_disk=self._store.bytes_on_disk(),
                 bytes_in_memory=view.nbytes,
+                thumbnails=self.spec.thumbnails,
             )
 
     def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = 20) -> Evaluation:

@@ -177,6 +177,7 @@ class CreateCollection(Strict):
         default=(),
         description="metadata keys as filters write them; a filter on these does not read every item",
     )
+    thumbnails: bool = Field(default=False, strict=True, description="keep a small JPEG of every image")
 
 
 class Query(Strict):
@@ -291,6 +292,10 @@ class Item(BaseModel):
     vector: list[float] | None = None
 
 
+class StoredItem(Item):
+    thumbnail: str | None = Field(default=None, description="base64 of a JPEG, where asked for and there")
+
+
 class Hit(Item):
     score: float
 
@@ -327,6 +332,7 @@ class Collection(BaseModel):
     tombstones: int = Field(description="dead rows in memory, until compaction")
     bytes_on_disk: int
     bytes_in_memory: int
+    thumbnails: bool = Field(description="whether a small JPEG of every image is kept")
 
 
 class EvaluateRequest(Strict):

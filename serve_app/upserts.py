@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from deployments.models.base import Vectors
 from index.errors import ModelMismatch
 from index.items import Item, content_id
+from serve_app.inference import Embedded
 from serve_app.inputs import Content
 from serve_app.limits import check_depth
 from serve_app.middleware import Timing
@@ -37,9 +38,10 @@ async def store(
     places = [i for i, item in enumerate(given) if item.vector is None]
     contents = await gateway.inputs.read([_input(given[i]) for i in places], param=lambda i: named(places[i]))
     vectors: dict[int, Vectors] = {i: item.vector for i, item in enumerate(given) if item.vector is not None}
+    thumbnails: dict[int, bytes] = {}
     if contents:
-        with gateway.admissions.admit(contents):
-            embedded = await gateway.inference.embed(contents, timing, places)
+        embedded = await embed(gateway, name, contents, timing, places)
+        thumbnails = {places[i]: small for i, small in embedded.thumbnails.items()}
         if fingerprint not in (None, embedded.fingerprint) and vectors:
             raise ModelMismatch(
                 f"the vectors come from fingerprint {fingerprint}, but the texts and images beside them are "
@@ -54,10 +56,25 @@ async def store(
             id=item.id if item.id is not None else content_id(sources.get(i, vectors[i])),
             vector=vectors[i],
             metadata=item.metadata,
+            thumbnail=thumbnails.get(i),
         )
         for i, item in enumerate(given)
     ]
     return await write(gateway, name, items, fingerprint, timing)
+
+
+async def embed(
+    gateway: "Gateway",
+    name: str,
+    contents: Sequence[Content],
+    timing: Timing,
+    places: Sequence[int] | None = None,
+) -> Embedded:
+    """The contents' vectors, and thumbnails where the collection keeps them. Raises CollectionNotFound."""
+    with gateway.admissions.admit(contents):
+        images = any(isinstance(content, bytes) for content in contents)
+        thumbnails = images and await call(gateway.index, "keeps_thumbnails", name)
+        return await gateway.inference.embed(contents, timing, places, thumbnails=thumbnails)
 
 
 async def write(

@@ -54,6 +54,7 @@ async def create(request: Request, name: schemas.CollectionName) -> Response:
         indexed_keys=asked.indexed_keys,
         model=model,
         fingerprint=fingerprint,
+        thumbnails=asked.thumbnails,
     )
     return json_response(_shown(await call(gateway.index, "create", spec)))
 

@@ -1,10 +1,14 @@
 """Items of a collection: stored, read, paged through and deleted."""
 
+import hashlib
+from base64 import b64encode
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from index.errors import BadItem, ItemNotFound
 from index.items import Item
 from serve_app import body, schemas, upserts
 from serve_app.errors import ApiError
@@ -18,6 +22,7 @@ from serve_app.routes.context import gateway_of
 from serve_app.streams import ACCEPTED, NDJSON
 
 router = APIRouter(tags=["items"])
+THUMBNAIL_TYPE = "image/jpeg"
 METADATA_HEADER = "x-metadata"
 STREAMS: dict[str, dict[str, Any]] = {
     NDJSON: {"schema": {"$ref": REF.format(model="UpsertItem"), "description": "one on each line"}},
@@ -89,27 +94,59 @@ async def put_image(
     images, _ = await body.read_images(request, gateway.settings.limits)
     if len(images) > 1:
         raise ApiError(422, "too_many_items", f"an id holds one image; the form has {len(images)}", "files")
-    with gateway.admissions.admit(images):
-        embedded = await gateway.inference.embed(images, timing_of(request))
-    item = Item(id=id, vector=embedded.vectors[0], metadata=parsed)
+    embedded = await upserts.embed(gateway, name, images, timing_of(request))
+    item = Item(id, embedded.vectors[0], parsed, thumbnail=embedded.thumbnails.get(0))
     ids = await upserts.write(gateway, name, [item], embedded.fingerprint, timing_of(request))
     return json_response({"upserted": len(ids), "ids": ids})
 
 
-@router.get("/v1/collections/{name}/items/{id:path}", response_model=schemas.Item)
+@router.get(
+    "/v1/collections/{name}/items/{id:path}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {THUMBNAIL_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def thumbnail(request: Request, name: schemas.CollectionName, id: str) -> Response:
+    """The small JPEG of an image, in collections made with `thumbnails`.
+
+    An item whose own id ends in `/thumbnail` comes first: it is answered as any other item.
+    """
+    with suppress(ItemNotFound, BadItem):
+        return await get(request, name, f"{id}/thumbnail", request.query_params.get("include", "metadata"))
+    small = (await call(gateway_of(request).index, "get", name, id, ("thumbnail",))).thumbnail
+    if small is None:
+        message = (
+            f"item {id!r} has no thumbnail: one is kept of images that are stored in a collection made with "
+            '"thumbnails": true'
+        )
+        raise ApiError(404, "no_thumbnail", message)
+    tag = f'"{hashlib.sha256(small).hexdigest()[:32]}"'
+    # The item may be replaced at any time, so a cache asks each time, which costs no picture.
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    known = [
+        given.strip().removeprefix("W/") for given in request.headers.get("if-none-match", "").split(",")
+    ]
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(small, media_type=THUMBNAIL_TYPE, headers=headers)
+
+
+@router.get("/v1/collections/{name}/items/{id:path}", response_model=schemas.StoredItem)
 async def get(
     request: Request,
     name: schemas.CollectionName,
     id: str,
-    include: Annotated[str, Query(description="comma-separated: metadata, vector")] = "metadata",
+    include: Annotated[str, Query(description="comma-separated: metadata, vector, thumbnail")] = "metadata",
 ) -> Response:
-    """One item; its vector too with `?include=vector`."""
+    """One item; its vector and thumbnail too with `?include=vector,thumbnail`."""
     wanted = {part.strip() for part in include.split(",")} | {"metadata"}
-    if unknown := wanted - {"metadata", "vector"}:
-        message = f"include: {', '.join(sorted(unknown))} is not known; metadata and vector are"
+    if unknown := wanted - {"metadata", "vector", "thumbnail"}:
+        message = f"include: {', '.join(sorted(unknown))} is not known; metadata, vector and thumbnail are"
         raise ApiError(422, "invalid_request", message, "include")
     item = await call(gateway_of(request).index, "get", name, id, tuple(wanted))
-    return json_response({"id": item.id, **show_item(item)})
+    shown = {"id": item.id, **show_item(item)}
+    if item.thumbnail is not None:
+        shown["thumbnail"] = b64encode(item.thumbnail).decode()
+    return json_response(shown)
 
 
 @router.get("/v1/collections/{name}/items", response_model=schemas.Page)

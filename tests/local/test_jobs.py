@@ -65,7 +65,8 @@ def count_of(collection: LocalCollection) -> int:
 
 
 def test_parquet_becomes_items_once(client: LocalClient, collection: LocalCollection, tmp_path: Path) -> None:
-    from serve_app.jobs.build_index import Layout, index_vectors
+    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.vectors import Layout
 
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((25, 4)).astype(np.float32)
@@ -93,7 +94,8 @@ def test_parquet_becomes_items_once(client: LocalClient, collection: LocalCollec
 
 
 def test_parquet_without_ids_takes_them_from_the_vectors(collection: LocalCollection, tmp_path: Path) -> None:
-    from serve_app.jobs.build_index import Layout, index_vectors
+    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.vectors import Layout
 
     vectors = np.eye(3, dtype=np.float64)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 3)
@@ -114,8 +116,8 @@ def test_parquet_without_ids_takes_them_from_the_vectors(collection: LocalCollec
 def test_a_table_without_such_columns_is_told(
     collection: LocalCollection, tmp_path: Path, layout: tuple[str, None], told: str
 ) -> None:
-    from serve_app.jobs.build_index import Layout, index_vectors
-    from serve_app.jobs.vectors import BadTable
+    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.vectors import BadTable, Layout
 
     source = written(tmp_path / "c.parquet", v=[[1.0]], n=[1])
     with pytest.raises(BadTable, match=told):
