@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from pyarrow import fs
 
 from configs.settings import ClipSettings, LimitSettings
@@ -20,7 +21,7 @@ from deployments.threads import threads_for
 from index.items import content_id
 from serve_app.jobs.server import Collection
 
-Columns = dict[str, Any]
+Columns = dict[str, Any]  # by name, each as long as the others
 THERE: Final = "there already"
 """The `problem` of an image whose content the collection holds."""
 
@@ -75,7 +76,7 @@ class Read:
         for place, id in enumerate(ids):
             if not problems[place] and id not in missing:
                 contents[place], problems[place] = b"", THERE
-        return {**files, "id": ids, "content": contents, "problem": problems}
+        return {**files, "id": ids, "content": _as_objects(contents), "problem": problems}
 
 
 class Embed:
@@ -110,7 +111,7 @@ class Embed:
         return {
             **{name: images[name] for name in ("path", "size", "id")},
             "problem": problems,
-            "vector": vectors,
+            "vector": _as_objects(vectors),
             "fingerprint": [fingerprint] * len(problems),
         }
 
@@ -121,3 +122,10 @@ class Embed:
             return decode(content, self._encoder.image.size, LimitSettings().max_image_pixels)
         except SightlineError as error:
             return str(error)
+
+
+def _as_objects(values: list[bytes]) -> Any:
+    """An array of them as they are; numpy's own type for bytes would drop zeros at their ends."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
