@@ -24,7 +24,7 @@ from serve_app.streams import ArrayBody, Line, discard, lines
 
 router = APIRouter(tags=["items"])
 
-BATCH_ITEMS: Final = 500  # a write to disk each; twice as many are no faster
+BATCH_ITEMS: Final = 500  # held in memory and written to disk together
 BATCH_BYTES: Final = 8 * 1024 * 1024  # of lines; one that is longer is a batch of its own
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from starlette.requests import Request
 
+from deployments.errors import Overloaded
+from serve_app import upserts
+from serve_app.middleware import lift_time_limit
 from serve_app.routes import bulk
 from tests.local.client import Answer, LocalClient
 from tests.photos import data_uri, jpeg
@@ -163,6 +167,40 @@ def test_413_a_line_longer_than_a_body_may_be(client: LocalClient, raw: str) -> 
     body = ndjson({"id": "a", "vector": [1, 2, 3]}) + b'{"id":"' + b"x" * (1024 * 1024)
     error = error_of(client.post(f"{raw}/items", content=body, headers=LINES), 413, "line_too_long")
     assert error["param"] == "line 2"
+
+
+def test_408_a_stream_that_stalls_keeps_what_it_has_stored(
+    client: LocalClient, raw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lift(request: Request) -> float:
+        lift_time_limit(request)
+        return 0.5
+
+    monkeypatch.setattr(bulk, "lift_time_limit", lift)
+    monkeypatch.setattr(bulk, "BATCH_ITEMS", 2)
+    body = ndjson(*({"id": f"i{i}", "vector": [1, i, 0]} for i in range(3)))
+    pending = client.submit("POST", f"{raw}/items", content=body, headers=LINES, stalls=True)
+    error = error_of(pending.result(timeout_s=20), 408, "timeout")
+    assert "The 2 items up to line 2 are stored" in error["message"]
+    assert client.get(raw).json()["count"] == 2
+
+
+def test_429_does_not_end_a_stream_it_waits_its_turn(
+    client: LocalClient, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = 0
+    store = upserts.store
+
+    async def overloaded_at_first(*arguments: Any) -> list[str]:
+        nonlocal given_up
+        if not given_up:
+            given_up += 1
+            raise Overloaded("too much to do")
+        return await store(*arguments)
+
+    monkeypatch.setattr(upserts, "store", overloaded_at_first)
+    answer = client.post(f"{photos}/items", content=ndjson({"id": "a", "text": "a cat"}), headers=LINES)
+    assert (answer.status, answer.json()["ids"], given_up) == (200, ["a"], 1)
 
 
 def test_an_empty_stream_stores_nothing(client: LocalClient, raw: str) -> None:
