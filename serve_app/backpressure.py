@@ -1,15 +1,16 @@
 """Has Serve read a request's body no faster than the application takes it.
 
 Ray Serve 2.60 reads ahead without a bound, in its proxy and again in the replica (`MessageQueue` and
-`ASGIReceiveProxy`, `ray/serve/_private/http_util.py`): of 400 MB sent at once both held the whole.
-Here each waits while a few MiB of one body are not yet taken, so the sender does too.
+`ASGIReceiveProxy`, `ray/serve/_private/http_util.py`; `ASGIDIReceiveProxy` beside it): of 400 MB sent at
+once both held the whole. Here each waits while a few MiB of one body are not yet taken, so the sender does too.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import inspect
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 
-from ray.serve._private import http_util, proxy
+from ray.serve._private import direct_ingress_http_util, http_util, proxy
 
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024  # of one body, in each of the two places
 POLL_S: Final = 0.005  # a replica that waits has a batch in its hands, which takes longer
@@ -49,18 +50,27 @@ def bound_proxy() -> list[Any]:
 
 def bound_replica() -> None:
     """Run in a replica that takes requests, before the first."""
-    kind: Any = http_util.ASGIReceiveProxy
+    _bound(http_util.ASGIReceiveProxy, "receive_asgi_messages")
+    _bound(direct_ingress_http_util.ASGIDIReceiveProxy, "receive")  # without the proxy in front
+
+
+def _bound(kind: Any, name: str) -> None:
+    """Have `kind`, which queues what the callback `name` gives, call it only when there is room."""
     init = kind.__init__
     if getattr(init, "bounded", False):
         return
 
-    def bounded(self: Any, scope: Any, metadata: Any, receive: Callable[[Any], Awaitable[bytes]]) -> None:
-        async def when_there_is_room(metadata: Any) -> bytes:
+    def bounded(self: Any, *arguments: Any, **named: Any) -> None:
+        bound = inspect.signature(init).bind(self, *arguments, **named)
+        receive = bound.arguments[name]
+
+        async def when_there_is_room(*asked: Any) -> Any:
             while sum(map(_size, _waiting(self))) > MAX_WAITING_BYTES:  # noqa: ASYNC110 — no event of Serve's
                 await asyncio.sleep(POLL_S)
-            return await receive(metadata)
+            return await receive(*asked)
 
-        init(self, scope, metadata, when_there_is_room)
+        bound.arguments[name] = when_there_is_room
+        init(*bound.args, **bound.kwargs)
 
     bounded.bounded = True  # type: ignore[attr-defined]
     kind.__init__ = bounded

@@ -11,6 +11,7 @@ at the end. The API key, where the server wants one, is taken from SIGHTLINE_API
 """
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -100,6 +101,7 @@ def _embedded(
     from ray.exceptions import RayTaskError
 
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # of its plans; what fails is raised
     columns = {"path": [path for path, _ in files], "size": [size for _, size in files]}
     embedded = (
         ray.data.from_arrow(pa.table(columns))

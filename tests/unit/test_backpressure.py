@@ -4,6 +4,7 @@ import asyncio
 import pickle
 from typing import Any
 
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy
 
 from serve_app.backpressure import MAX_WAITING_BYTES, BoundedQueue, bound_replica
@@ -60,5 +61,28 @@ def test_the_replica_asks_for_more_only_when_the_application_has_taken_it() -> N
         assert kinds == ["http.request"] * 30 + ["http.disconnect"]
         await fetching
         assert asked == 11
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_listens_itself_does_so_too() -> None:
+    bound_replica()
+
+    async def run() -> None:
+        received = 0
+
+        async def from_socket() -> Any:
+            nonlocal received
+            received += 1
+            return CHUNK if received <= 20 else {"type": "http.disconnect"}
+
+        receive: Any = ASGIDIReceiveProxy({"type": "http"}, from_socket, asyncio.get_running_loop())
+        fetching = receive.fetch_until_disconnect_task()
+        await until(lambda: received == 5)
+        await asyncio.sleep(0.05)
+        assert received == 5
+        kinds = [(await receive())["type"] for _ in range(21)]
+        assert kinds == ["http.request"] * 20 + ["http.disconnect"]
+        await fetching
 
     asyncio.run(run())
