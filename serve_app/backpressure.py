@@ -2,7 +2,8 @@
 
 Ray Serve 2.60 reads ahead without a bound, in its proxy and again in the replica (`MessageQueue` and
 `ASGIReceiveProxy`, `ray/serve/_private/http_util.py`; `ASGIDIReceiveProxy` beside it): of 400 MB sent at
-once both held the whole. Here each waits while a few MiB of one body are not yet taken, so the sender does too.
+once both held the whole. Here each waits while a few MiB of one body are not yet taken, and so the sender
+waits too.
 """
 
 import asyncio
