@@ -75,6 +75,10 @@ class VectorIndex:
     async def spec(self, name: str) -> CollectionSpec:
         return await self._run(lambda: self._catalog.get(name).spec)
 
+    async def keeps_thumbnails(self, name: str) -> bool:
+        """Whether images come with thumbnails here. Waits for no other call."""
+        return self._catalog.get(name).spec.thumbnails
+
     async def drop(self, name: str) -> None:
         await self._run(lambda: self._catalog.delete(name))
 
@@ -98,6 +102,10 @@ class VectorIndex:
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         return await self._run(lambda: self._catalog.get(name).get(id, frozenset(include)))
+
+    async def missing(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that no item has, in their order."""
+        return await self._run(lambda: self._catalog.get(name).missing(ids))
 
     async def page(self, name: str, limit: int, cursor: int | None) -> Page:
         return await self._run(lambda: self._catalog.get(name).page(limit, cursor))

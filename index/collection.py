@@ -69,6 +69,7 @@ class CollectionInfo:
     tombstones: int
     bytes_on_disk: int
     bytes_in_memory: int
+    thumbnails: bool
 
 
 class Collection:
@@ -196,6 +197,13 @@ class Collection:
             raise ItemNotFound(f"collection {self.spec.name!r} has no item {id!r}")
         return record
 
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that no item has, in their order. Raises BadItem for what cannot be an id."""
+        checked = [check_id(id, index) for index, id in enumerate(ids)]
+        with self._store.snapshot() as reader:
+            present = reader.present(checked)
+        return [id for id in checked if id not in present]
+
     def vector_of(self, id: str) -> Vectors:
         """The stored vector, float32 [d]: search with it and `exclude=[id]` to find an item's like.
 
@@ -282,6 +290,7 @@ class Collection:
                 tombstones=view.tombstones,
                 bytes_on_disk=self._store.bytes_on_disk(),
                 bytes_in_memory=view.nbytes,
+                thumbnails=self.spec.thumbnails,
             )
 
     def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = 20) -> Evaluation:

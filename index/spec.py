@@ -42,6 +42,7 @@ class CollectionSpec(Frozen):
     indexed_keys: IndexedKeys = ()
     model: str | None = None
     fingerprint: str | None = None
+    thumbnails: bool = False
 
     @model_validator(mode="after")
     def _fingerprint_of_a_model(self) -> Self:
@@ -72,7 +73,7 @@ class CollectionSpec(Frozen):
             ModelMismatch: only the exact model differs.
             CollectionExists: a setting differs; the message names each.
         """
-        fields = ("dimensions", "metric", "kind", "indexed_keys", "model")
+        fields = ("dimensions", "metric", "kind", "indexed_keys", "model", "thumbnails")
         if wanted.model == self.model:
             self.check_fingerprint(wanted.fingerprint)
         differences = [

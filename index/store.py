@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ PAGE_BYTES = 8192  # holds three vectors of 512 numbers; pages of 4096 hold one 
 MAX_WAL_BYTES = 64 * 1024 * 1024
 BUSY_TIMEOUT_S = 1  # the longest a write waits for reads, when it has to empty the log
 ROWS_PER_READ = 1000
+IDS_PER_READ = 500
 STEPS_PER_CLOCK_READ = 10_000  # of SQLite's virtual machine: 25 ms where each reads 64 KiB of metadata
 
 # Named steps, applied once each and in order. Never edit one that was released; append.
@@ -132,6 +133,16 @@ class Reader:
 
     def find(self, id: str, include: Include) -> Record | None:
         return next((record for _, record in self._records("i.id = ?", (id,), include)), None)
+
+    def present(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that an item has."""
+        found: set[str] = set()
+        for start in range(0, len(ids), IDS_PER_READ):
+            some = ids[start : start + IDS_PER_READ]
+            places = ",".join("?" * len(some))
+            rows = self._connection.execute(f"SELECT id FROM items WHERE id IN ({places})", some)
+            found.update(id for (id,) in rows)
+        return found
 
     def records(self, rowids: Iterable[int], include: Include) -> dict[int, Record]:
         chosen = "i.rowid IN (SELECT value FROM json_each(?))"

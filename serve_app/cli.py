@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "1",
     # gRPC's own limit is 4 MiB; a whole request body must fit.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 1024 * 1024),
+    # The proxy takes no more of a long body than the gateway can use.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.backpressure.bound_proxy",
     # A one-machine cluster, as Ray makes on a Mac: its node is 127.0.0.1 and not the network's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",

@@ -1,6 +1,6 @@
 """One table from every error a request can meet to its status, and the body that tells the caller."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,15 +18,19 @@ from serve_app.responses import json_response
 class ApiError(Exception):
     """An error found by the gateway itself.
 
-    `param` names the offending part of the request, for instance `input[3]`.
+    `param` names the offending part of the request, for instance `input[3]`; with `retry` the answer says
+    when to come back.
     """
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, *, retry: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.param = param
+        self.retry = retry
 
 
 # error type → (status, code); the first match along an error's class hierarchy counts.
@@ -52,6 +56,8 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     RayActorError: (503, "not_ready"),
 }
 
+KNOWN: tuple[type[Exception], ...] = (ApiError, *TABLE)
+
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
     404: "not_found_error",
@@ -63,6 +69,20 @@ TYPES: Mapping[int, str] = {
 }
 
 CODES: Mapping[int, str] = {404: "unknown_route", 405: "method_not_allowed"}
+
+
+def api_error(error: Exception, named: Callable[[int], str] | None = None) -> ApiError:
+    """What a caller is told of an error in KNOWN; `named` is the request's word for a place in its list."""
+    if isinstance(error, ApiError):
+        return error
+    cause = model_errors.cause_of(error)
+    status, code = next(TABLE[kind] for kind in type(cause).__mro__ if kind in TABLE)
+    index = getattr(cause, "index", None)
+    param = None if index is None or named is None else named(index)
+    if param is not None and isinstance(cause, index_errors.BadVector):
+        param += ".vector"
+    message = getattr(cause, "message", None) or _IN_WORDS.get(status, str(cause))
+    return ApiError(status, code, message, param, retry=status in (429, 503))
 
 
 def error_response(
@@ -86,19 +106,15 @@ def install(app: FastAPI, retry_after_s: int) -> None:
     """Have `app` answer every error of the table, FastAPI's own and the gateway's."""
 
     async def known(request: Request, error: Exception) -> Response:
-        cause = model_errors.cause_of(error)
-        status, code = next(TABLE[kind] for kind in type(cause).__mro__ if kind in TABLE)
-        index = getattr(cause, "index", None)
-        headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else None
         # A route whose list is not called `input` says so.
         list_name = getattr(request.state, "list_name", "input")
-        param = None if index is None or list_name is None else f"{list_name}[{index}]"
-        message = getattr(cause, "message", None) or _IN_WORDS.get(status, str(cause))
-        return error_response(status, code, message, param, headers)
+        named = None if list_name is None else lambda index: f"{list_name}[{index}]"
+        return await api(request, api_error(error, named))
 
     async def api(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return error_response(error.status, error.code, error.message, error.param)
+        headers = {"retry-after": str(retry_after_s)} if error.retry else None
+        return error_response(error.status, error.code, error.message, error.param, headers)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -9,13 +9,14 @@ from fastapi_offline import FastAPIOffline
 from configs.settings import Settings
 from serve_app import __version__, errors
 from serve_app.auth import BearerAuth
+from serve_app.backpressure import bound_replica
 from serve_app.fetch import ImageFetcher
 from serve_app.inference import Handle, Inference, Unavailable
 from serve_app.inputs import InputReader
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
 from serve_app.openapi import DESCRIPTION, describe
-from serve_app.routes import classify, collections, embeddings, health, home, items, models, rerank
+from serve_app.routes import bulk, classify, collections, embeddings, health, home, items, models, rerank
 from serve_app.shards import Shards
 
 
@@ -33,6 +34,7 @@ class Gateway:
         indexes: list[Handle],
         key_digests: tuple[bytes, ...],
     ) -> None:
+        bound_replica()
         self.settings = settings
         self.key_digests = key_digests
         self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)
@@ -58,7 +60,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None, title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan
     )
     app.state.gateway = gateway
-    for routes in (home, health, models, embeddings, classify, rerank, collections, items):
+    for routes in (home, health, models, embeddings, classify, rerank, collections, bulk, items):
         app.include_router(routes.router)
     describe(app)
     errors.install(app, gateway.settings.limits.retry_after_s)

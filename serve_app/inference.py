@@ -1,9 +1,9 @@
 """What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,6 @@ from serve_app.remote import call, together
 
 Handle = DeploymentHandle[Any]
 Result = TypeVar("Result")
-Rows = tuple[Vectors, str, int, StageTimes]  # vectors, fingerprint, tokens, time
 Classified = tuple[NDArray[np.float32], ModelInfo, int, StageTimes]
 
 # What infinity's clients send when their caller named no model.
@@ -45,11 +44,26 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors float32[n, dimensions], L2-normalised, the model that made them and the tokens it took."""
+    """Vectors float32[n, dimensions], L2-normalised, the model that made them and the tokens it took.
+
+    `thumbnails` are JPEGs of the images among the contents, by place, where they were asked for.
+    """
 
     vectors: Vectors
     fingerprint: str
     tokens: int
+    thumbnails: Mapping[int, bytes]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one call embedded."""
+
+    vectors: Vectors
+    fingerprint: str
+    tokens: int
+    times: StageTimes
+    thumbnails: Sequence[bytes] = ()
 
 
 class Inference:
@@ -116,9 +130,14 @@ class Inference:
         return info
 
     async def embed(
-        self, contents: Sequence[Content], timing: Timing, places: Sequence[int] | None = None
+        self,
+        contents: Sequence[Content],
+        timing: Timing,
+        places: Sequence[int] | None = None,
+        *,
+        thumbnails: bool = False,
     ) -> Embedded:
-        """n contents to their vectors.
+        """n contents to their vectors, with `thumbnails` images to small ones as well.
 
         Raises:
             BadInput, TooLarge: with `index` the place in `contents`, or what `places` has there.
@@ -132,7 +151,7 @@ class Inference:
                 for part in _chunks(texts, self._settings.gateway.texts_per_call)
             ),
             *(
-                self._part(self._embed_images, contents, part)
+                self._part(partial(self._embed_images, thumbnails=thumbnails), contents, part)
                 for part in _chunks(images, self._settings.preprocessor.images_per_call)
             ),
         ]
@@ -143,14 +162,16 @@ class Inference:
             if error.index is None or places is None:
                 raise
             raise error.at(places[error.index]) from None
-        for rows_at, (rows, *_) in results:
-            vectors[rows_at] = rows
+        small: dict[int, bytes] = {}
+        for rows_at, rows in results:
+            vectors[rows_at] = rows.vectors
+            small |= zip(rows_at, rows.thumbnails, strict=False)  # none, or all
         answers = [answer for _, answer in results]
-        fingerprints = {made_by for _, made_by, _, _ in answers} or {info.fingerprint}
+        fingerprints = {answer.fingerprint for answer in answers} or {info.fingerprint}
         if len(fingerprints) > 1:
             raise NotReady("the encoder was replaced by another during the request; try again")
-        timing.add(_longest(times for *_, times in answers))
-        return Embedded(vectors, fingerprints.pop(), sum(tokens for _, _, tokens, _ in answers))
+        timing.add(_longest(answer.times for answer in answers))
+        return Embedded(vectors, fingerprints.pop(), sum(answer.tokens for answer in answers), small)
 
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
@@ -196,15 +217,17 @@ class Inference:
             raise (error if error.index is None else error.at(places[error.index])) from None
 
     async def _embed_texts(self, texts: list[str]) -> Rows:
-        rows: Rows = await call(self._handle(self.encoder_name), "embed_texts", texts)
-        return rows
+        return Rows(*await call(self._handle(self.encoder_name), "embed_texts", texts))
 
-    async def _embed_images(self, images: list[bytes]) -> Rows:
+    async def _embed_images(self, images: list[bytes], *, thumbnails: bool) -> Rows:
         size = (await self.info(self.encoder_name)).image_size
-        pixels, decoding = await call(self._preprocessor, "__call__", images, size)
-        rows: Rows = await call(self._handle(self.encoder_name), "embed_images", pixels)
-        vectors, fingerprint, tokens, forward = rows
-        return vectors, fingerprint, tokens, decoding.then(forward)
+        small: list[bytes] = []
+        if thumbnails:
+            pixels, small, decoding = await call(self._preprocessor, "with_thumbnails", images, size)
+        else:
+            pixels, decoding = await call(self._preprocessor, "__call__", images, size)
+        rows = Rows(*await call(self._handle(self.encoder_name), "embed_images", pixels))
+        return replace(rows, times=decoding.then(rows.times), thumbnails=small)
 
     def _handle(self, name: str) -> Handle:
         model = self.models[name]

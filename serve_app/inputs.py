@@ -6,10 +6,7 @@ from base64 import b64decode
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
-
 from configs.settings import LimitSettings
-from deployments.models.base import Vectors
 from serve_app.errors import ApiError
 from serve_app.fetch import ImageFetcher
 from serve_app.limits import check_counts, check_text
@@ -86,12 +83,6 @@ def decode_base64(value: str, param: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         message = f"broken base64: {error}; an image is a data URI or bare base64"
         raise ApiError(400, "invalid_base64", message, param) from None
-
-
-def as_vector(values: list[float]) -> Vectors:
-    """float32[d]; a number beyond float32 becomes infinite, which the index refuses by its place."""
-    with np.errstate(over="ignore"):
-        return np.asarray(values, np.float64).astype(np.float32)
 
 
 def _kind(value: Given, modality: Modality | None, param: str) -> Modality:

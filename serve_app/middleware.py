@@ -67,9 +67,20 @@ def timing_of(request: Request) -> Timing:
 
 def extend_time_limit(request: Request, limit_s: float) -> None:
     """Give this request `limit_s` from now, for work that is known to take long."""
+    _limit_of(request).reschedule(asyncio.get_running_loop().time() + limit_s)
+
+
+def lift_time_limit(request: Request) -> float:
+    """Let this request take as long as it likes; returns the limit in seconds, for parts of it."""
+    _limit_of(request).reschedule(None)
+    timeout_s: float = request.state.timeout_s
+    return timeout_s
+
+
+def _limit_of(request: Request) -> asyncio.Timeout:
     limit = request.state.time_limit
     assert isinstance(limit, asyncio.Timeout)
-    limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+    return limit
 
 
 def request_id_of(scope: Scope) -> str:
@@ -97,10 +108,10 @@ class RequestContext:
             return
         start = time.perf_counter()
         timing = Timing()
-        scope.setdefault("state", {})["timing"] = timing
         CURRENT.set(timing)  # the server gives every request a task, and so a context, of its own
         entered, limit = asyncio.get_running_loop().time(), asyncio.timeout(self._timeout_s)
-        scope["state"]["time_limit"] = limit
+        state = scope.setdefault("state", {})
+        state |= {"timing": timing, "timeout_s": self._timeout_s, "time_limit": limit}
         status = 499  # unless an answer starts, the caller went away
 
         async def send_with_timing(message: Message) -> None:

@@ -1,5 +1,6 @@
 """The OpenAPI document: what FastAPI cannot see, since routes here read their own bodies."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,14 +34,19 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 _requests: set[type[BaseModel]] = set()
 
 
-def accepts(schema: type[BaseModel], *, images: bool = False) -> dict[str, Any]:
-    """The `requestBody` of a route that takes `schema` as JSON.
+def accepts(
+    schema: type[BaseModel], *, images: bool = False, also: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The `requestBody` of a route that takes `schema` as JSON, and what `also` has by media type.
 
     With `images` it also takes them raw or as form files, and the schema's other fields as query
     parameters or form fields.
     """
     _requests.add(schema)
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(model=schema.__name__)}}}
+    content: dict[str, Any] = {
+        "application/json": {"schema": {"$ref": REF.format(model=schema.__name__)}},
+        **(also or {}),
+    }
     extra: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
     if images:
         fields = {name: {"type": "string"} for name in schema.model_fields if name not in NOT_FIELDS}

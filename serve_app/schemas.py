@@ -6,17 +6,19 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from index.spec import IndexedKeys
+from serve_app.vectors import Vector
 
 # A list that stops at its first bad element: a million of them must not become a million messages.
 Element = TypeVar("Element")
 ListOf = Annotated[list[Element], Field(fail_fast=True)]
-Number = Annotated[float, Field(strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 CollectionName = Annotated[
     str, Path(pattern=r"^[a-z0-9_-]{1,64}$", description="1 to 64 of a-z, 0-9, _ and -")
 ]
 ItemId = Annotated[str, Field(min_length=1, max_length=512)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MADE_BY = "of the model that made the vectors, as GET /v1/models shows it; must be the collection's own"
 Include = Literal["metadata", "vector"]
 Filter = Annotated[
     dict[str, Any],
@@ -175,6 +177,7 @@ class CreateCollection(Strict):
         default=(),
         description="metadata keys as filters write them; a filter on these does not read every item",
     )
+    thumbnails: bool = Field(default=False, strict=True, description="keep a small JPEG of every image")
 
 
 class Query(Strict):
@@ -182,7 +185,7 @@ class Query(Strict):
 
     text: str | None = None
     image: str | None = None
-    vector: ListOf[Number] | None = None
+    vector: Vector | None = None
     id: ItemId | None = None
 
     @model_validator(mode="after")
@@ -199,7 +202,7 @@ class UpsertItem(Strict):
     id: ItemId | None = None
     text: str | None = None
     image: str | None = None
-    vector: ListOf[Number] | None = None
+    vector: Vector | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -212,11 +215,30 @@ class UpsertItem(Strict):
 
 class UpsertRequest(Strict):
     items: ListOf[UpsertItem] = Field(min_length=1)
+    fingerprint: Fingerprint | None = Field(default=None, description=MADE_BY)
 
 
 class UpsertResponse(BaseModel):
     upserted: int
     ids: list[str]
+
+
+SHOWN_IDS = 1000
+
+
+class StreamResponse(BaseModel):
+    """The answer to a body that is read as it arrives; an id that comes twice in it may count twice."""
+
+    upserted: int
+    ids: list[str] | None = Field(description=f"as they were stored; null when more than {SHOWN_IDS}")
+
+
+class MissingRequest(Strict):
+    ids: ListOf[ItemId] = Field(max_length=10_000)
+
+
+class MissingResponse(BaseModel):
+    missing: list[str] = Field(description="of the ids, those that no item has; in their order")
 
 
 class DeleteRequest(Strict):
@@ -241,7 +263,7 @@ class SearchRequest(Strict):
 
     text: str | None = None
     image: str | None = None
-    vector: ListOf[Number] | None = None
+    vector: Vector | None = None
     id: ItemId | None = None
     queries: ListOf[Query] | None = Field(default=None, min_length=1)
     limit: Count = 10
@@ -271,6 +293,10 @@ class Item(BaseModel):
     id: str
     metadata: dict[str, Any] | None = None
     vector: list[float] | None = None
+
+
+class StoredItem(Item):
+    thumbnail: str | None = Field(default=None, description="base64 of a JPEG, where asked for and there")
 
 
 class Hit(Item):
@@ -311,6 +337,7 @@ class Collection(BaseModel):
     tombstones: int = Field(description="dead rows in memory, until compaction")
     bytes_on_disk: int
     bytes_in_memory: int
+    thumbnails: bool = Field(description="whether a small JPEG of every image is kept")
 
 
 class EvaluateRequest(Strict):

@@ -146,6 +146,17 @@ class Shards:
         record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)
         return record
 
+    async def missing(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that no item has, in their order."""
+        owned = self._by_owner(ids) or {0: []}
+        parts = {i: (name, [ids[place] for place in places]) for i, places in owned.items()}
+        lacking = {id for part in await self._scatter.some("missing", parts) for id in part}
+        return [id for id in ids if id in lacking]
+
+    async def keeps_thumbnails(self, name: str) -> bool:
+        """Whether images come with thumbnails here; every shard knows."""
+        return bool(await self._shards[0].ask("keeps_thumbnails", name))
+
     async def page(self, name: str, limit: int, cursor: int | None) -> Page:
         """Up to `limit` items after `cursor`, shard by shard.
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from configs.settings import SettingsError, TrainingSettings
 from deployments.errors import SightlineError
+from deployments.ray_cluster import connected
 from training.checkpoint import Epoch
 from training.data import DataError
 from training.job import Job, prepare
 from training.network import STARTER
-from training.ray_cluster import connected
 from training.scale import add_flag, add_scale, scale_of
 from training.text import job_of, parser
 from training.train import checkpoint_of, train

@@ -21,6 +21,7 @@ from transformers import DistilBertForSequenceClassification
 from configs.settings import SearchSettings, SettingsError
 from deployments.errors import SightlineError
 from deployments.models.text import TextTokenizer
+from deployments.ray_cluster import connected
 from deployments.threads import threads_for
 from training.batches import Encoded, by_length, encode, tensors
 from training.data import DataError
@@ -28,7 +29,6 @@ from training.head import Features, fit_head
 from training.job import Job, prepare
 from training.loop import Options
 from training.network import STARTER, base_directory, build
-from training.ray_cluster import connected
 from training.scale import add_flag, add_scale, scale_of
 
 LEARNING_RATES: Final = (1e-5, 1e-1)  # log-uniform between the two

@@ -12,7 +12,7 @@ from index.items import Hit
 from index.spec import CollectionSpec
 from serve_app import body, schemas
 from serve_app.errors import ApiError
-from serve_app.inputs import Given, as_vector
+from serve_app.inputs import Given
 from serve_app.limits import check_depth
 from serve_app.middleware import extend_time_limit, timing_of
 from serve_app.openapi import accepts
@@ -53,6 +53,7 @@ async def create(request: Request, name: schemas.CollectionName) -> Response:
         indexed_keys=asked.indexed_keys,
         model=model,
         fingerprint=fingerprint,
+        thumbnails=asked.thumbnails,
     )
     return json_response(_shown(await gateway.index.create(spec)))
 
@@ -196,7 +197,7 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
         elif query.image is not None:
             given.append(schemas.ImageInput(image=query.image))
             places.append(place)
-        queries.append(query.id if query.id is not None else as_vector(query.vector or []))
+        queries.append(query.id if query.id is not None else query.vector)
     if not given:
         return queries, None
     contents = await gateway.inputs.read(given, param=lambda i: f"queries[{places[i]}]")

@@ -1,60 +1,73 @@
 """Items of a collection: stored, read, paged through and deleted."""
 
+import hashlib
+from base64 import b64encode
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from index.items import Item, content_id
-from serve_app import body, schemas
+from index.errors import BadItem, ItemNotFound
+from index.items import Item
+from serve_app import body, schemas, upserts
 from serve_app.errors import ApiError
-from serve_app.inputs import Content, as_vector
 from serve_app.limits import check_depth
 from serve_app.middleware import timing_of
-from serve_app.openapi import accepts
-from serve_app.responses import json_response
+from serve_app.openapi import REF, accepts
+from serve_app.responses import NPY, json_response
+from serve_app.routes import bulk
 from serve_app.routes.context import gateway_of
+from serve_app.streams import ACCEPTED, NDJSON
 
 router = APIRouter(tags=["items"])
+THUMBNAIL_TYPE = "image/jpeg"
 METADATA_HEADER = "x-metadata"
+STREAMS: dict[str, dict[str, Any]] = {
+    NDJSON: {"schema": {"$ref": REF.format(model="UpsertItem"), "description": "one on each line"}},
+    NPY: {"schema": {"type": "string", "format": "binary", "description": ACCEPTED}},
+}
 
 
 @router.post(
     "/v1/collections/{name}/items",
-    response_model=schemas.UpsertResponse,
-    openapi_extra=accepts(schemas.UpsertRequest),
+    response_model=schemas.UpsertResponse | schemas.StreamResponse,
+    openapi_extra=accepts(schemas.UpsertRequest, also=STREAMS),
 )
-async def upsert(request: Request, name: schemas.CollectionName) -> Response:
-    """Stores items, replacing those whose id is taken; all of them or none.
+async def upsert(
+    request: Request,
+    name: schemas.CollectionName,
+    fingerprint: Annotated[schemas.Fingerprint | None, Query(description=schemas.MADE_BY)] = None,
+    id_prefix: Annotated[
+        str | None, Query(description="ids of an array's rows are this and the row's number; else a hash")
+    ] = None,
+) -> Response:
+    """Stores items, replacing those whose id is taken; a JSON body's all of them or none.
 
-    When this has answered, they survive any crash. Of an index of several shards, one that is lost in the
-    middle may leave its part unwritten: the answer is 503 then, and sending the same again completes it.
+    When this has answered, they survive any crash. NDJSON and arrays may be of any length: they are
+    stored in batches as they arrive. An error names the line or row, and what is stored before it stays.
+    Of an index of several shards, one that is lost in the middle may leave its part unwritten: the answer
+    is 503 then, and sending the same again completes it.
     """
     gateway = gateway_of(request)
+    media_type = body.media_type_of(request)
+    if media_type == NDJSON:
+        return await bulk.upsert_lines(request, name, fingerprint)
+    if media_type == NPY:
+        return await bulk.upsert_array(request, name, fingerprint, id_prefix)
+    if not body.is_json(media_type):
+        raise body.unsupported(media_type, body.JSON, *STREAMS)
     asked = await body.read_json(request, schemas.UpsertRequest, gateway.settings.limits.max_body_bytes)
     request.state.list_name = "items"
-    for i, item in enumerate(asked.items):
-        check_depth(item.metadata, gateway.settings.limits, f"items[{i}].metadata")
-    places = [i for i, item in enumerate(asked.items) if item.vector is None]
-    given = [_given(asked.items[i]) for i in places]
-    read = await gateway.inputs.read(given, param=lambda i: f"items[{places[i]}]")
-    contents = dict(zip(places, read, strict=True))
-    vectors: dict[int, Any] = {
-        i: as_vector(item.vector) for i, item in enumerate(asked.items) if item.vector is not None
-    }
-    fingerprint = None
-    if contents:
-        embedded, fingerprint = await _embed(request, read, places)
-        vectors |= dict(zip(contents, embedded, strict=True))
-    items = [
-        Item(
-            id=item.id if item.id is not None else content_id(contents.get(i, vectors[i])),
-            vector=vectors[i],
-            metadata=item.metadata,
-        )
-        for i, item in enumerate(asked.items)
-    ]
-    return await _stored(request, name, items, fingerprint)
+    ids = await upserts.store(
+        gateway,
+        name,
+        asked.items,
+        asked.fingerprint or fingerprint,
+        timing_of(request),
+        "items[{}]".format,
+    )
+    return json_response({"upserted": len(ids), "ids": ids})
 
 
 @router.put(
@@ -82,25 +95,59 @@ async def put_image(
     images, _ = await body.read_images(request, gateway.settings.limits)
     if len(images) > 1:
         raise ApiError(422, "too_many_items", f"an id holds one image; the form has {len(images)}", "files")
-    vectors, fingerprint = await _embed(request, list(images), None)
-    item = Item(id=id, vector=vectors[0], metadata=parsed)
-    return await _stored(request, name, [item], fingerprint)
+    embedded = await upserts.embed(gateway, name, images, timing_of(request))
+    item = Item(id, embedded.vectors[0], parsed, thumbnail=embedded.thumbnails.get(0))
+    ids = await upserts.write(gateway, name, [item], embedded.fingerprint, timing_of(request))
+    return json_response({"upserted": len(ids), "ids": ids})
 
 
-@router.get("/v1/collections/{name}/items/{id:path}", response_model=schemas.Item)
+@router.get(
+    "/v1/collections/{name}/items/{id:path}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {THUMBNAIL_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def thumbnail(request: Request, name: schemas.CollectionName, id: str) -> Response:
+    """The small JPEG of an image, in collections made with `thumbnails`.
+
+    An item whose own id ends in `/thumbnail` comes first: it is answered as any other item.
+    """
+    with suppress(ItemNotFound, BadItem):
+        return await get(request, name, f"{id}/thumbnail", request.query_params.get("include", "metadata"))
+    small = (await gateway_of(request).index.get(name, id, ("thumbnail",))).thumbnail
+    if small is None:
+        message = (
+            f"item {id!r} has no thumbnail: one is kept of images that are stored in a collection made with "
+            '"thumbnails": true'
+        )
+        raise ApiError(404, "no_thumbnail", message)
+    tag = f'"{hashlib.sha256(small).hexdigest()[:32]}"'
+    # The item may be replaced at any time, so a cache asks each time, which costs no picture.
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    known = [
+        given.strip().removeprefix("W/") for given in request.headers.get("if-none-match", "").split(",")
+    ]
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(small, media_type=THUMBNAIL_TYPE, headers=headers)
+
+
+@router.get("/v1/collections/{name}/items/{id:path}", response_model=schemas.StoredItem)
 async def get(
     request: Request,
     name: schemas.CollectionName,
     id: str,
-    include: Annotated[str, Query(description="comma-separated: metadata, vector")] = "metadata",
+    include: Annotated[str, Query(description="comma-separated: metadata, vector, thumbnail")] = "metadata",
 ) -> Response:
-    """One item; its vector too with `?include=vector`."""
+    """One item; its vector and thumbnail too with `?include=vector,thumbnail`."""
     wanted = {part.strip() for part in include.split(",")} | {"metadata"}
-    if unknown := wanted - {"metadata", "vector"}:
-        message = f"include: {', '.join(sorted(unknown))} is not known; metadata and vector are"
+    if unknown := wanted - {"metadata", "vector", "thumbnail"}:
+        message = f"include: {', '.join(sorted(unknown))} is not known; metadata, vector and thumbnail are"
         raise ApiError(422, "invalid_request", message, "include")
     item = await gateway_of(request).index.get(name, id, tuple(wanted))
-    return json_response({"id": item.id, **show_item(item)})
+    shown = {"id": item.id, **show_item(item)}
+    if item.thumbnail is not None:
+        shown["thumbnail"] = b64encode(item.thumbnail).decode()
+    return json_response(shown)
 
 
 @router.get("/v1/collections/{name}/items", response_model=schemas.Page)
@@ -131,23 +178,3 @@ async def delete(request: Request, name: schemas.CollectionName, id: str) -> Res
 def show_item(item: Any) -> dict[str, Any]:
     """The optional parts of an item or a hit that were asked for."""
     return {key: value for key in ("metadata", "vector") if (value := getattr(item, key)) is not None}
-
-
-async def _stored(request: Request, name: str, items: list[Item], fingerprint: str | None) -> Response:
-    ids, times = await gateway_of(request).index.upsert(name, items, fingerprint)
-    timing_of(request).add(times)
-    return json_response({"upserted": len(ids), "ids": ids})
-
-
-async def _embed(request: Request, contents: list[Content], places: list[int] | None) -> tuple[Any, str]:
-    """The contents' vectors and the fingerprint of the model that made them."""
-    gateway = gateway_of(request)
-    with gateway.admissions.admit(contents):
-        embedded = await gateway.inference.embed(contents, timing_of(request), places)
-    return embedded.vectors, embedded.fingerprint
-
-
-def _given(item: schemas.UpsertItem) -> schemas.TextInput | schemas.ImageInput:
-    if item.image is not None:
-        return schemas.ImageInput(image=item.image)
-    return schemas.TextInput(text=item.text or "")

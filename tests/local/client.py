@@ -57,8 +57,12 @@ class LocalClient:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         hangs_up: bool = False,
+        stalls: bool = False,
     ) -> "_Pending":
-        """Start a request; `.result()` waits for its answer, `.cancel()` hangs up."""
+        """Start a request; `.result()` waits for its answer, `.cancel()` hangs up.
+
+        One that `stalls` never sends what should come after `content`.
+        """
         given = {"host": "local", **(headers or {})}
         if json_body is not None:
             content = json.dumps(json_body).encode()
@@ -79,7 +83,7 @@ class LocalClient:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
         }
-        exchange = _Exchange(content, hangs_up)
+        exchange = _Exchange(content, hangs_up, stalls)
         return _Pending(self._handle.remote(scope, exchange.receive, exchange.send), exchange)
 
 
@@ -88,9 +92,10 @@ class _Exchange:
 
     _all: ClassVar[dict[int, "_Exchange"]] = {}
 
-    def __init__(self, content: bytes, hangs_up: bool = False) -> None:
+    def __init__(self, content: bytes, hangs_up: bool, stalls: bool) -> None:
         self._content: bytes | None = content
         self._hangs_up = hangs_up
+        self._stalls = stalls
         self.messages: list[dict[str, Any]] = []
         self._all[id(self)] = self
 
@@ -103,7 +108,7 @@ class _Exchange:
         if self._content is None:
             await asyncio.Event().wait()  # the caller stays until the answer is complete
         body, self._content = self._content, None
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": self._stalls}
 
     async def send(self, message: dict[str, Any]) -> None:
         self.messages.append(message)

@@ -161,7 +161,7 @@ def test_415_a_content_type_that_is_not_supported(client: LocalClient, path: str
         ("/v1/collections/x/search", {"text": "a", "limit": 0}, "limit"),
         ("/v1/collections/x/search", {"text": "a", "limit": 10_001}, "limit"),
         ("/v1/collections/x/search", {"text": "a", "limit": True}, "limit"),
-        ("/v1/collections/x/search", {"vector": [True, "1.5"]}, "vector[0]"),
+        ("/v1/collections/x/search", {"vector": [True, "1.5"]}, "vector"),
         ("/v1/collections/x/search", {"vector": [1], "filter": NESTED}, "filter"),
         ("/v1/collections/x/delete", {"filter": NESTED}, "filter"),
         ("/v1/collections/x/items", {"items": [{"text": "a", "metadata": NESTED}]}, "items[0].metadata"),
@@ -212,7 +212,7 @@ def test_422_a_vector_the_collection_cannot_hold(
     client.put("/v1/collections/threes", json_body={"dimensions": 3})
     items = {"items": [{"id": "ok", "vector": [1, 2, 3]}, {"id": "bad", "vector": vector}]}
     error = error_of(client.post("/v1/collections/threes/items", json_body=items), 422, "invalid_vector")
-    assert error["param"] == "items[1]"
+    assert error["param"] == "items[1].vector"
     assert client.get("/v1/collections/threes/items/ok").status == 404  # all or nothing
 
 

@@ -56,7 +56,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[None]:
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,  # workers' chatter; what they raise comes back with the result
-            runtime_env={"worker_process_setup_hook": "training.ray_cluster.stay_home"},
+            runtime_env={"worker_process_setup_hook": "deployments.ray_cluster.stay_home"},
         )
         try:
             yield

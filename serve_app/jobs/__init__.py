@@ -1,0 +1,1 @@
+"""Offline jobs beside a running server."""

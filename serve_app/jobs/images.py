@@ -1,0 +1,131 @@
+"""The stages of an image job, as Ray Data runs them: read and ask, then decode and embed."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from pyarrow import fs
+
+from configs.settings import ClipSettings, LimitSettings
+from deployments.errors import SightlineError
+from deployments.models.base import Pixels
+from deployments.models.images import decode
+from deployments.models.loading import load_encoder
+from deployments.models.sources import Source
+from deployments.models.towers import Encoder
+from deployments.threads import threads_for
+from index.items import content_id
+from serve_app.jobs.server import Collection
+
+Columns = dict[str, Any]  # by name, each as long as the others
+THERE: Final = "there already"
+"""The `problem` of an image whose content the collection holds."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files under a directory or a bucket's prefix: `root` is a path within `filesystem`."""
+
+    filesystem: fs.FileSystem
+    root: str
+
+    @classmethod
+    def at(cls, source: str) -> "Folder":
+        """Raises ValueError, OSError for what is no path and no URI that pyarrow knows."""
+        if "://" not in source:
+            source = str(Path(source).expanduser().resolve())
+        return cls(*fs.FileSystem.from_uri(source))
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Paths under the root and bytes, in the order of their names; hidden ones are passed over."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.root, recursive=True))
+        for info in sorted(found, key=lambda info: info.path):
+            path = info.path.removeprefix(self.root).lstrip("/")
+            if info.type == fs.FileType.File and not any(part[0] == "." for part in path.split("/")):
+                yield path, info.size
+
+    def read(self, path: str) -> bytes:
+        with self.filesystem.open_input_file(f"{self.root}/{path}") as file:
+            content: bytes = file.read()
+            return content
+
+
+@dataclass(frozen=True)
+class Read:
+    """path, size → path, size, id, content, problem; with a problem, or there already, without content."""
+
+    folder: Folder
+    collection: Collection
+
+    def __call__(self, files: Columns) -> Columns:
+        contents, problems = [], []
+        for path in files["path"]:
+            try:
+                contents.append(self.folder.read(path))
+                problems.append("")
+            except OSError as error:
+                contents.append(b"")
+                problems.append(f"cannot be read: {error}")
+        ids = [content_id(content) for content in contents]
+        wanted = [id for id, problem in zip(ids, problems, strict=True) if not problem]
+        missing = self.collection.missing(wanted)
+        for place, id in enumerate(ids):
+            if not problems[place] and id not in missing:
+                contents[place], problems[place] = b"", THERE
+        return {**files, "id": ids, "content": _as_objects(contents), "problem": problems}
+
+
+class Embed:
+    """path, size, id, content, problem → path, size, id, problem, vector (float32 bytes), fingerprint.
+
+    Loads the encoder when the first image comes: a job with nothing left to do needs none.
+    """
+
+    def __init__(self, source: Source, settings: ClipSettings, cache_dir: Path, cpus: float) -> None:
+        threads = threads_for(settings.threads, cpus)
+        self._load = partial(load_encoder, source, settings, cache_dir, threads)
+        self._encoder: Encoder | None = None
+        self._pool = ThreadPoolExecutor(threads, "decode")
+
+    def __call__(self, images: Columns) -> Columns:
+        problems, vectors, fingerprint = list(images["problem"]), [b""] * len(images["id"]), ""
+        waiting = [place for place, problem in enumerate(problems) if not problem]
+        if waiting:
+            self._encoder = self._encoder or self._load()
+            fingerprint = self._encoder.info.fingerprint
+            pixels: dict[int, Pixels] = {}
+            decoded = self._pool.map(self._decode, (images["content"][place] for place in waiting))
+            for place, image in zip(waiting, decoded, strict=True):
+                if isinstance(image, str):
+                    problems[place] = image
+                else:
+                    pixels[place] = image
+            if pixels:
+                rows = self._encoder.image.run([self._encoder.image.pre(image) for image in pixels.values()])
+                for place, row in zip(pixels, rows, strict=True):
+                    vectors[place] = row.astype("<f4").tobytes()
+        return {
+            **{name: images[name] for name in ("path", "size", "id")},
+            "problem": problems,
+            "vector": _as_objects(vectors),
+            "fingerprint": [fingerprint] * len(problems),
+        }
+
+    def _decode(self, content: bytes) -> Pixels | str:
+        """The pixels, or why there are none."""
+        assert self._encoder is not None
+        try:
+            return decode(content, self._encoder.image.size, LimitSettings().max_image_pixels)
+        except SightlineError as error:
+            return str(error)
+
+
+def _as_objects(values: list[bytes]) -> Any:
+    """An array of them as they are; numpy's own type for bytes would drop zeros at their ends."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

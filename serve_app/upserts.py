@@ -1,0 +1,89 @@
+"""Items from a request into the index: what needs embedding is embedded, then all are stored at once."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from deployments.models.base import Vectors
+from index.errors import ModelMismatch
+from index.items import Item, content_id
+from serve_app.inference import Embedded
+from serve_app.inputs import Content
+from serve_app.limits import check_depth
+from serve_app.middleware import Timing
+from serve_app.schemas import ImageInput, TextInput, UpsertItem
+
+if TYPE_CHECKING:
+    from serve_app.gateway import Gateway
+
+
+async def store(
+    gateway: "Gateway",
+    name: str,
+    given: Sequence[UpsertItem],
+    fingerprint: str | None,
+    timing: Timing,
+    named: Callable[[int], str],
+) -> list[str]:
+    """The distinct ids of the items, once they are on disk; all of them are or none.
+
+    `fingerprint` is the caller's word for the model that made its vectors. `named` is the request's
+    word for the item at a place, for errors that are found here; the others carry the place.
+
+    Raises:
+        ModelMismatch: the vectors were not made by what the collection holds, or what embeds the rest.
+    """
+    for i, item in enumerate(given):
+        check_depth(item.metadata, gateway.settings.limits, f"{named(i)}.metadata")
+    places = [i for i, item in enumerate(given) if item.vector is None]
+    contents = await gateway.inputs.read([_input(given[i]) for i in places], param=lambda i: named(places[i]))
+    vectors: dict[int, Vectors] = {i: item.vector for i, item in enumerate(given) if item.vector is not None}
+    thumbnails: dict[int, bytes] = {}
+    if contents:
+        embedded = await embed(gateway, name, contents, timing, places)
+        thumbnails = {places[i]: small for i, small in embedded.thumbnails.items()}
+        if fingerprint not in (None, embedded.fingerprint) and vectors:
+            raise ModelMismatch(
+                f"the vectors come from fingerprint {fingerprint}, but the texts and images beside them are "
+                f"embedded here by fingerprint {embedded.fingerprint}: send them to the server that serves "
+                "that model, or leave fingerprint out if the vectors belong together"
+            )
+        fingerprint = embedded.fingerprint
+        vectors |= dict(zip(places, embedded.vectors, strict=True))
+    sources: dict[int, Content] = dict(zip(places, contents, strict=True))
+    items = [
+        Item(
+            id=item.id if item.id is not None else content_id(sources.get(i, vectors[i])),
+            vector=vectors[i],
+            metadata=item.metadata,
+            thumbnail=thumbnails.get(i),
+        )
+        for i, item in enumerate(given)
+    ]
+    return await write(gateway, name, items, fingerprint, timing)
+
+
+async def embed(
+    gateway: "Gateway",
+    name: str,
+    contents: Sequence[Content],
+    timing: Timing,
+    places: Sequence[int] | None = None,
+) -> Embedded:
+    """The contents' vectors, and thumbnails where the collection keeps them. Raises CollectionNotFound."""
+    with gateway.admissions.admit(contents):
+        images = any(isinstance(content, bytes) for content in contents)
+        thumbnails = images and await gateway.index.keeps_thumbnails(name)
+        return await gateway.inference.embed(contents, timing, places, thumbnails=thumbnails)
+
+
+async def write(
+    gateway: "Gateway", name: str, items: Sequence[Item], fingerprint: str | None, timing: Timing
+) -> list[str]:
+    """The distinct ids of items that are ready, once they are on disk; all of them are or none."""
+    ids, times = await gateway.index.upsert(name, items, fingerprint)
+    timing.add(times)
+    return ids
+
+
+def _input(item: UpsertItem) -> TextInput | ImageInput:
+    return ImageInput(image=item.image) if item.image is not None else TextInput(text=item.text or "")

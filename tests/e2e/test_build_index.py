@@ -1,0 +1,73 @@
+"""The offline job as a person runs it: a folder of photos into a running server, killed and run again."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.assets import CACHE
+from tests.photos import WORDS, encoded, jpeg, photos
+from tests.server import ROOT, Server
+
+pytest.importorskip("pandas", reason="the jobs extra is not installed")
+pytest.importorskip("pyarrow", reason="the jobs extra is not installed")
+
+CROPS = 250
+PATH = "/v1/collections/job"
+
+
+def start(folder: Path, server: Server) -> "subprocess.Popen[str]":
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"):
+        env.pop(name, None)
+    command = [sys.executable, "-m", "serve_app.jobs.build_index", str(folder), "job", "--url", server.url]
+    command += ["--model", "starter", "--cache-dir", str(CACHE)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stored(server: Server) -> int:
+    answer = server.get(PATH)
+    return int(answer.json()["count"]) if answer.status_code == 200 else 0
+
+
+def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Server, tmp_path: Path) -> None:
+    for name in WORDS:
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(name))
+    rng = np.random.default_rng(0)
+    for number in range(CROPS):  # enough that a kill meets work not yet done
+        pixels = photos()["chelsea"]
+        top, left = rng.integers(0, pixels.shape[0] - 64), rng.integers(0, pixels.shape[1] - 64)
+        crop = np.ascontiguousarray(pixels[top : top + 64, left : left + 64])
+        (tmp_path / f"zz-{number:03}.png").write_bytes(encoded(crop))
+    (tmp_path / "cut.jpg").write_bytes(jpeg("coffee")[:3000])
+    (tmp_path / "note.txt").write_text("not an image")
+    images = len(WORDS) + CROPS
+    first = start(tmp_path, server)
+    try:
+        deadline = time.monotonic() + 120
+        while not stored(server):
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        first.kill()
+        first.communicate(timeout=60)
+    before = stored(server)
+    assert 0 < before < images
+    out, _ = start(tmp_path, server).communicate(timeout=120)
+    assert f"stored {images - before}, there already {before}, left out 2" in out
+    assert "left out: cut.jpg: the JPEG image is truncated" in out
+    assert "left out: note.txt: the data is not an image" in out
+    assert stored(server) == images
+    hit = server.post(f"{PATH}/search", json={"text": "a rocket", "limit": 1}).json()["results"][0]
+    assert hit["metadata"] == {"path": "rocket.jpg", "size": len(jpeg("rocket"))}
+    cat = server.post(f"{PATH}/search", json={"text": "a cat", "limit": 1}).json()["results"][0]
+    assert cat["metadata"]["path"].startswith(("chelsea", "zz-"))
+    again = start(tmp_path, server)
+    out, _ = again.communicate(timeout=120)
+    assert f"stored 0, there already {images}, left out 2" in out
+    assert again.returncode == 0
