@@ -17,7 +17,7 @@ from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.evaluate import Evaluation
-from index.items import Hit, Item, Page, Record, Vectors
+from index.items import Hit, Item, Page, Record, Vectors, Wanted
 from index.locations import Location, requested
 from index.restore import restore
 from index.shards import check_shard_count, shard_directory
@@ -114,11 +114,7 @@ class VectorIndex:
         self,
         name: str,
         queries: Sequence[Vectors | str],
-        limit: int,
-        filter: Mapping[str, Any] | None,
-        include: Sequence[Any],
-        exact: bool,
-        fingerprint: str | None,
+        wanted: Wanted,
         exclude: Sequence[str | None] | None = None,
     ) -> tuple[list[list[Hit]], StageTimes]:
         """Hits per query, best first. A query is a vector float32[d], or the id of a stored item,
@@ -129,16 +125,17 @@ class VectorIndex:
             collection = self._catalog.get(name)
             return collection.search(
                 [_vector(collection, query, index) for index, query in enumerate(queries)],
-                limit,
-                filter=filter,
-                include=frozenset(include),
-                exact=exact,
-                fingerprint=fingerprint,
+                wanted.limit,
+                filter=wanted.filter,
+                include=wanted.include,
+                exact=wanted.exact,
+                effort=wanted.effort,
+                fingerprint=wanted.fingerprint,
                 exclude=exclude or [query if isinstance(query, str) else None for query in queries],
             )
 
         start = time.perf_counter()
-        hits = await self._run(run, self._pool if filter is None else self._filter_pool)
+        hits = await self._run(run, self._pool if wanted.filter is None else self._filter_pool)
         return hits, _since(start)
 
     async def evaluate(self, name: str, queries: int, k: int) -> Evaluation:

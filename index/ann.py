@@ -130,6 +130,9 @@ KINDS: Final[dict[str, AnnKind]] = {
 }
 """The approximate kinds; "flat" is none of them."""
 
+EFFORTS: Final = tuple(dict.fromkeys(kind.effort for kind in KINDS.values() if kind.effort))
+"""The names of what trades time for recall, which are the settings' too."""
+
 
 def kind_for(kind: Kind, rows: int) -> AnnKind | None:
     """What so many rows are kept in for a collection of this kind; None for exact search."""

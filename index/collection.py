@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.settings import IndexSettings
-from index.ann import Stop, Stopped, kind_for
+from index.ann import EFFORTS, Stop, Stopped, kind_for
 from index.commits import Change, GroupCommit
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
 from index.evaluate import Evaluation, evaluate
@@ -98,11 +98,7 @@ class Collection:
         self._settings = settings
         self._threads = threads
         self._max_metadata_bytes = max_metadata_bytes
-        self._efforts = {
-            name: effort
-            for name in ("ef_search", "nprobe")
-            if (effort := getattr(settings, name)) is not None
-        }
+        self._efforts = {name: effort for name in EFFORTS if (effort := getattr(settings, name)) is not None}
         self._commits = GroupCommit(self._store, self._prepare, self._tidy)
         self._maintaining = threading.Lock()
         self._building = False
@@ -235,12 +231,14 @@ class Collection:
         exact: bool = False,
         fingerprint: str | None = None,
         exclude: Sequence[str | None] | None = None,
+        effort: int | None = None,
     ) -> list[list[Hit]]:
         """The nearest items for each of the vectors [q, d], best first; fewer than `limit` if fewer pass.
 
         Scores are the cosine, the inner product, or under l2 the squared distance negated. `exact`
         asks for the true nearest, which the kind flat gives anyway. `exclude` has one entry for each
-        query: the id that its hits leave out, or None.
+        query: the id that its hits leave out, or None. `effort` takes the place of the ef_search or nprobe
+        that was chosen for the recall asked for.
 
         Raises:
             ModelMismatch: another model than `fingerprint` filled the collection.
@@ -255,7 +253,8 @@ class Collection:
             among = reader.matching(condition, self._settings.filter_timeout_s) if condition else None
             # One more where a query leaves an item out, so that `limit` are left.
             wanted = limit + any(id is not None for id in excluded)
-            scores, rowids = view.search(queries, wanted, among, exact, self._efforts)
+            efforts = dict.fromkeys(EFFORTS, effort) if effort else self._efforts
+            scores, rowids = view.search(queries, wanted, among, exact, efforts)
             records = reader.records(np.unique(rowids).tolist(), include & {"metadata", "vector"})
         found = [
             [

@@ -1,7 +1,7 @@
 """Recall@k of approximate search against exact search, with queries made from the stored vectors."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,38 +102,6 @@ def evaluate(
     return Evaluation(view.size - view.tombstones, len(queries), k, view.kind, knob, now, exact, settings)
 
 
-def combined(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Of the shards of one collection: recalls averaged by their items, latencies of the slowest.
-
-    A search waits for all shards and finds in each what that finds. Efforts only some shards tried
-    are left out.
-    """
-    first = max(evaluations, key=lambda evaluation: evaluation.count)
-    total = sum(evaluation.count for evaluation in evaluations)
-
-    def joined(settings: Sequence[Setting]) -> Setting:
-        weighted = zip(settings, evaluations, strict=True)
-        share = sum(setting.recall * evaluation.count for setting, evaluation in weighted)
-        latency = _slowest([setting.latency for setting in settings])
-        return Setting(settings[0].effort, share / total if total else 1.0, latency)
-
-    tried = [{setting.effort: setting for setting in evaluation.settings} for evaluation in evaluations]
-    return Evaluation(
-        total,
-        first.queries,
-        first.k,
-        first.kind,
-        first.knob,
-        joined([evaluation.now for evaluation in evaluations]),
-        _slowest([evaluation.exact for evaluation in evaluations]),
-        [
-            joined([by_effort[setting.effort] for by_effort in tried])
-            for setting in first.settings
-            if all(setting.effort in by_effort for by_effort in tried)
-        ],
-    )
-
-
 def tuned(segment: Segment, target: float) -> Tuning:
     """The smallest effort at which queries like the stored vectors reach recall@10 of `target`."""
     assert segment.kind is not None
@@ -184,7 +152,3 @@ def _timed(search: Callable[[Vectors], Scores], queries: Vectors) -> tuple[Laten
         times.append(1e3 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times, [50, 99])
     return Latency(float(p50), float(p99)), np.concatenate(found)
-
-
-def _slowest(latencies: Sequence[Latency]) -> Latency:
-    return Latency(max(latency.p50_ms for latency in latencies), max(latency.p99_ms for latency in latencies))

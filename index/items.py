@@ -53,6 +53,18 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a search asks for beside its queries; see `Collection.search`."""
+
+    limit: int = 10
+    filter: Mapping[str, Any] | None = None
+    include: Include = frozenset({"metadata"})
+    exact: bool = False
+    effort: int | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One search result. A higher score is nearer under every metric."""
 

@@ -269,7 +269,10 @@ class SearchRequest(Strict):
     limit: Count = 10
     filter: Filter | None = None
     include: ListOf[Include] = ["metadata"]
-    exact: bool = False
+    exact: bool = Field(default=False, description="compare with every vector")
+    effort: Count | None = Field(
+        default=None, description="ef_search or nprobe, in place of what was chosen for the recall asked for"
+    )
     partial: bool = Field(
         default=False, description="while shards of the index are down, answer with what the others find"
     )

@@ -16,7 +16,7 @@ from index.backup import Manifest
 from index.collection import CollectionInfo
 from index.errors import BadItem, CollectionNotFound, VectorIndexError
 from index.evaluate import Evaluation
-from index.items import Hit, Item, Page, Record, Vectors, check_id, check_items
+from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
 from index.shards import shard_of
 from index.spec import CollectionSpec
@@ -178,28 +178,19 @@ class Shards:
         return Page(records, None)
 
     async def search(
-        self,
-        name: str,
-        queries: Sequence[Vectors | str],
-        limit: int,
-        filter: Mapping[str, Any] | None,
-        include: Sequence[Any],
-        exact: bool,
-        fingerprint: str | None,
-        partial: bool = False,
+        self, name: str, queries: Sequence[Vectors | str], wanted: Wanted, partial: bool = False
     ) -> Found:
         """The nearest of all shards; with `partial` of those that answer, if any does."""
-        asked = (limit, filter, include, exact, fingerprint)
         if self._only:
-            return Found(*await self._only.ask("search", name, queries, *asked))
+            return Found(*await self._only.ask("search", name, queries, wanted))
         vectors = await self._vectors(name, queries)
         exclude = [query if isinstance(query, str) else None for query in queries]
-        outcomes = await self._scatter.outcomes("search", self._scatter.every(name, vectors, *asked, exclude))
+        outcomes = await self._scatter.outcomes("search", self._scatter.every(name, vectors, wanted, exclude))
         answers = {i: o for i, o in outcomes.items() if not isinstance(o, BaseException)}
         missing = {i: o for i, o in outcomes.items() if isinstance(o, NO_ANSWER)}
         lenient = partial and answers
         self._scatter.check({i: o for i, o in outcomes.items() if not (lenient and i in missing)})
-        hits = merge_hits([hits for hits, _ in answers.values()], limit)
+        hits = merge_hits([hits for hits, _ in answers.values()], wanted.limit)
         times = _alongside([times for _, times in answers.values()])
         return Found(hits, times, tuple(self._shards[i].name for i in missing))
 

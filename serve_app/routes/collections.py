@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from configs.settings import Settings
 from index.collection import CollectionInfo
-from index.items import Hit
+from index.items import Hit, Wanted
 from index.spec import CollectionSpec
 from serve_app import body, schemas
 from serve_app.errors import ApiError
@@ -92,16 +92,10 @@ async def search(request: Request, name: schemas.CollectionName) -> Response:
     _check_size(asked, gateway.settings)
     request.state.list_name = "queries" if asked.queries else None
     queries, fingerprint = await _queries(request, asked)
-    found = await gateway.index.search(
-        name,
-        queries,
-        asked.limit,
-        asked.filter,
-        tuple(asked.include),
-        asked.exact,
-        fingerprint,
-        asked.partial,
+    wanted = Wanted(
+        asked.limit, asked.filter, frozenset(asked.include), asked.exact, asked.effort, fingerprint
     )
+    found = await gateway.index.search(name, queries, wanted, asked.partial)
     timing_of(request).add(found.times)
     shown = [[_hit(hit) for hit in hits] for hits in found.hits]
     answer: dict[str, Any] = {"results": shown[0] if asked.queries is None else shown}

@@ -13,7 +13,7 @@ import pytest
 from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
 from index.errors import BadItem, BadVector, CollectionNotFound, IndexUnavailable
-from index.items import Item
+from index.items import Item, Wanted
 from index.shards import shard_directory, shard_of
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
@@ -86,7 +86,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 async def search(shards: Shards, query: Any = None, partial: bool = False) -> Found:
     vector = np.zeros(2, np.float32) if query is None else query
-    return await shards.search("a", [vector], 30, None, (), False, None, partial)
+    return await shards.search("a", [vector], Wanted(30, include=frozenset()), partial)
 
 
 async def recovered(shards: Shards) -> Found:
@@ -253,7 +253,7 @@ def test_a_single_shard_gets_every_call_as_one_call(tmp_path: Path) -> None:
         shards = Shards([handle], IndexSettings(), LimitSettings())  # type: ignore[list-item]
         await shards.create(CollectionSpec(name="a", dimensions=2))
         await shards.upsert("a", [Item("x", [1, 0])], None)
-        await shards.search("a", ["x"], 1, None, (), False, None)
+        await shards.search("a", ["x"], Wanted(1, include=frozenset()))
         await shards.page("a", 1, None)
         await shards.get("a", "x", ())
         await shards.info("a")

@@ -14,7 +14,7 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
 from index.backup import part_directory
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound
-from index.items import Hit, Item, Vectors
+from index.items import Hit, Item, Vectors, Wanted
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
 
@@ -47,7 +47,7 @@ def close(index: VectorIndex) -> None:
 async def search(
     index: VectorIndex, *queries: Vectors | str, limit: int = 5, filter: Any = None
 ) -> list[list[Hit]]:
-    hits, _ = await index.search("a", queries, limit, filter, (), False, None)
+    hits, _ = await index.search("a", queries, Wanted(limit, filter, frozenset()))
     return hits
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from index.catalog import Catalog
 from index.errors import BadItem
-from index.evaluate import combined, recall
+from index.evaluate import recall
 from index.items import Item
 from index.spec import CollectionSpec
 from tests.unit.index.test_kinds import COUNT, DIMENSIONS, SETTINGS, clustered, filled
@@ -54,16 +54,3 @@ def test_small_and_empty_collections(catalog: Catalog) -> None:
         collection.evaluate(10, 10)
     collection.upsert([Item(str(row), vector) for row, vector in enumerate(clustered(3, seed=1))])
     assert collection.evaluate(10, 10).now.recall == 1
-
-
-def test_shards_are_averaged_by_their_items(catalog: Catalog) -> None:
-    one = filled(catalog, "ivf").evaluate(20, 10)
-    small = catalog.create(CollectionSpec(name="few", dimensions=DIMENSIONS))
-    small.upsert([Item(str(row), vector) for row, vector in enumerate(clustered(30, seed=1))])
-    both = combined([small.evaluate(20, 10), one])
-    assert (both.count, both.kind, both.knob) == (COUNT + 30, "ivf", "nprobe")
-    assert both.now.recall == pytest.approx((30 + COUNT * one.now.recall) / (COUNT + 30))
-    assert both.exact.p50_ms >= one.exact.p50_ms
-    assert both.settings == []
-    twice = combined([one, one])
-    assert (twice.now, twice.exact, twice.settings) == (one.now, one.exact, one.settings)
