@@ -27,6 +27,18 @@ def shard_directory(root: Path, shard: int, shards: int) -> Path:
     return root if shards == 1 else root / shard_name(shard, shards)
 
 
+def shard_directories(root: Path) -> list[Path]:
+    """Where the shards under `root` keep their collections, however many there are.
+
+    Raises:
+        IndexUnavailable: there is no such directory.
+    """
+    if not root.is_dir():
+        raise IndexUnavailable(f"{root} is not the index of a data directory")
+    shards = sorted(path for path in root.iterdir() if DIRECTORY.fullmatch(path.name) and path.is_dir())
+    return [path for path in shards if not (path / FILE_NAME).exists()] or [root]
+
+
 def check_shard_count(root: Path, shards: int) -> None:
     """Raise IndexUnavailable if the files under `root` were written with another number of shards."""
     try:

@@ -50,7 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     restore = commands.add_parser("restore", help="fill a new data directory from snapshots")
     restore.add_argument("source", help="the directory or URI that the snapshots were written to")
     restore.add_argument("data_dir", type=Path, help="a data_dir whose index was never used")
+    check = commands.add_parser("check", help="look for damage in a data directory that is not in use")
+    check.add_argument("data_dir", type=Path)
     arguments = parser.parse_args(argv)
+    if arguments.command == "check":
+        return run_check(arguments.data_dir)
     if arguments.command == "restore":
         return run_restore(arguments.source, arguments.data_dir)
     return run_server(arguments.config, arguments.set, arguments.host, arguments.port, arguments.metrics_port)
@@ -96,6 +100,24 @@ def run_restore(source: str, data_dir: Path) -> int:
         return _refuse(error.message)
     print(f"restored {', '.join(names)}; serve them with index.shards={shards}")
     return 0
+
+
+def run_check(data_dir: Path) -> int:
+    """Print what is wrong with the index under `data_dir`, a line each; 1 if anything is."""
+    from index.check import problems
+    from index.errors import IndexUnavailable
+    from index.shards import shard_directories
+
+    found = 0
+    try:
+        for directory in shard_directories(data_dir / "index"):
+            for problem in problems(directory):
+                print(problem)
+                found += 1
+    except IndexUnavailable as error:
+        return _refuse(error.message)
+    print(f"{found} problems" if found else "everything is as it was written")
+    return min(found, 1)
 
 
 def _refuse(message: str) -> int:

@@ -29,10 +29,9 @@ from deployments.errors import SightlineError, cause_of
 from deployments.models.sources import ENCODER, resolve
 from deployments.ray_cluster import connected
 from serve_app.jobs.images import THERE, Embed, Folder, Read
-from serve_app.jobs.server import Collection, Item, Refused
+from serve_app.jobs.server import KEY_VARIABLE, Collection, Item, Refused
 from serve_app.jobs.vectors import BadTable, Layout
 
-KEY_VARIABLE: Final = "SIGHTLINE_API_KEY"
 READ_AT_ONCE: Final = 32  # files; one question to the server for each
 EMBED_AT_ONCE: Final = 32  # images a forward; larger batches gain nothing on a CPU
 LISTED: Final = 100  # problems

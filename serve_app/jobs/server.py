@@ -15,6 +15,7 @@ import orjson
 
 from deployments.models.base import Vectors
 
+KEY_VARIABLE: Final = "SIGHTLINE_API_KEY"
 PATIENCE_S: Final = 60  # how long a server may be overloaded or restarting
 _TIMEOUT_S: Final = 120
 _RETRY_S: Final = 1
@@ -64,6 +65,10 @@ class Collection:
     def missing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that no item has. Raises Refused."""
         return set(self._request("POST", "/missing", {"ids": list(ids)})["missing"]) if ids else set()
+
+    def evaluate(self, queries: int, k: int) -> dict[str, Any]:
+        """The server's own measurement of the collection's recall and latency. Raises Refused."""
+        return self._request("POST", "/evaluate", {"queries": queries, "k": k})
 
     def store(self, items: Sequence[Item], fingerprint: str | None) -> dict[str, str]:
         """Stores the items; returns the names of those the server would not have, and why.

@@ -10,6 +10,7 @@ from index.catalog import Catalog
 from index.check import problems
 from index.errors import IndexUnavailable
 from index.store import FILE_NAME
+from serve_app import cli
 from tests.unit.index.test_snapshots import fill, flip, segments
 
 
@@ -56,3 +57,15 @@ def test_a_damaged_database_is_found(tmp_path: Path) -> None:
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with Catalog(tmp_path), pytest.raises(IndexUnavailable, match="open in another process"):
         list(problems(tmp_path))
+
+
+def test_the_command_checks_every_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(tmp_path)]) == 2
+    for shard in range(2):
+        (tmp_path / "index" / f"shard-{shard}-of-2").mkdir(parents=True)
+        fill(tmp_path / "index" / f"shard-{shard}-of-2")
+    assert cli.main(["check", str(tmp_path)]) == 0
+    assert "as it was written" in capsys.readouterr().out
+    flip(segments(tmp_path / "index" / "shard-1-of-2")[0] / "rowids.npy")
+    assert cli.main(["check", str(tmp_path)]) == 1
+    assert "rowids.npy does not have the checksum" in capsys.readouterr().out

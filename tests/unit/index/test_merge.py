@@ -62,6 +62,7 @@ def info(**changed: Any) -> CollectionInfo:
         "fingerprint": "f",
         "created": 20,
         "tombstones": 1,
+        "thumbnails": False,
         "bytes_on_disk": 30,
         "bytes_in_memory": 15,
     }
