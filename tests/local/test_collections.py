@@ -216,3 +216,34 @@ def test_metadata_too_large(client: LocalClient, raw: str) -> None:
     answer = client.post(f"{raw}/items", json_body={"items": [item]})
     assert (answer.status, answer.json()["error"]["code"]) == (422, "invalid_item")
     assert answer.json()["error"]["param"] == "items[0]"
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "sq8", "flat-fp16"])
+def test_every_kind_can_be_asked_for_and_says_what_answers_now(client: LocalClient, kind: str) -> None:
+    path = f"/v1/collections/kind-{kind}"
+    assert client.put(path, json_body={"dimensions": 3, "kind": kind}).status == 200
+    shown = client.get(path).json()
+    assert (shown["kind"], shown["actual_kind"], shown["state"], shown["recall"]) == (
+        kind,
+        "flat",
+        "ready",
+        None,
+    )
+    assert client.put(path, json_body={"dimensions": 3, "kind": "auto"}).status == 409
+    client.delete(path)
+    refused = client.put(path, json_body={"dimensions": 3, "kind": "lsh"})
+    assert refused.status == 422
+    assert "hnsw" in refused.json()["error"]["message"]
+
+
+def test_a_collection_is_evaluated(client: LocalClient, raw: str) -> None:
+    found = client.post(f"{raw}/evaluate", json_body={"queries": 3, "k": 2}).json()
+    assert (found["count"], found["queries"], found["k"], found["knob"]) == (4, 3, 2, None)
+    assert found["now"]["recall"] == 1
+    assert found["exact"]["p50_ms"] > 0
+    empty = "/v1/collections/nothing-in-it"
+    client.put(empty, json_body={"dimensions": 3})
+    assert client.post(f"{empty}/evaluate", json_body={}).status == 422
+    assert client.post(f"{raw}/evaluate", json_body={"k": 1000}).status == 422
+    assert client.post(f"{raw}/search", json_body={"vector": [1, 0, 0], "effort": 64}).status == 200
+    assert client.post(f"{raw}/search", json_body={"vector": [1, 0, 0], "effort": 0}).status == 422
