@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--systems", default=list(SYSTEMS), type=listed, help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--count", type=int, help="of vectors (100000)")
-    parser.add_argument("--kind", default=["flat"], type=listed, help="of Sightline's index (flat)")
+    parser.add_argument("--kind", default=["auto"], type=listed, help="of Sightline's index (auto)")
     parser.add_argument("--faiss-kind", default=["flat"], type=listed, help=f"of {', '.join(KINDS)} (flat)")
     parser.add_argument(
         "--lancedb-kind", default=["IVF_HNSW_SQ"], type=listed, help=f"of {', '.join(INDEXES)}"
