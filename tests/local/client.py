@@ -4,8 +4,11 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urlencode, urlsplit
+
+from ray import serve
+from ray.serve import Application
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,17 @@ class LocalClient:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+
+    @classmethod
+    def serving(cls, app: Application, name: str) -> Self:
+        """Of an application that is loaded when this returns, which Serve does not wait for here.
+
+        A model converted while tests begin and end meets their warning filters, which are the
+        process's, and whose warnings are errors.
+        """
+        client = cls(serve.run(app, name=name, _local_testing_mode=True))
+        client.get("/v1/models")  # answers once all are loaded, or at once where it wants a key
+        return client
 
     def get(self, path: str, **kwargs: Any) -> Answer:
         return self.request("GET", path, **kwargs)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from ray import serve
 
 from serve_app.app import build_app
 from tests.assets import CACHE, clip_directory, distilbert_directory
@@ -42,4 +41,4 @@ def app_args(model_directories: dict[str, Path]) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def client(app_args: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> LocalClient:
     app = build_app({**app_args, "data_dir": str(tmp_path_factory.mktemp("data"))})
-    return LocalClient(serve.run(app, name="local", _local_testing_mode=True))
+    return LocalClient.serving(app, "local")

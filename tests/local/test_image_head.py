@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import serve
 from safetensors.numpy import save_file
 
 from configs.settings import SettingsError
@@ -54,7 +53,7 @@ def dogs(
         "foreign": {"source": str(root / "foreign")},
     }
     app = build_app({**app_args, "data_dir": str(root / "data"), "classifiers": classifiers})
-    return LocalClient(serve.run(app, name="heads", _local_testing_mode=True))
+    return LocalClient.serving(app, "heads")
 
 
 def test_raw_image_bodies_get_the_head_s_labels(dogs: LocalClient) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import serve
 
 from serve_app.app import build_app
 from tests.local.client import LocalClient
@@ -17,7 +16,7 @@ from tests.photos import data_uri, jpeg
 
 def start(app_args: dict[str, Any], data: Path, name: str, **settings: Any) -> LocalClient:
     app = build_app({**app_args, "data_dir": str(data), "classifiers": {}, **settings})
-    return LocalClient(serve.run(app, name=name, _local_testing_mode=True))
+    return LocalClient.serving(app, name)
 
 
 def test_health(client: LocalClient) -> None:

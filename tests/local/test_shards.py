@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import serve
 
 from configs.settings import SettingsError
 from index.shards import shard_of
@@ -33,8 +32,7 @@ def sharded_args(app_args: dict[str, Any], data: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sharded(sharded_args: dict[str, Any], client: LocalClient) -> LocalClient:
-    assert client.get("/health/ready").status == 200  # two encoders cannot be converted at once
-    return LocalClient(serve.run(build_app(sharded_args), name="sharded", _local_testing_mode=True))
+    return LocalClient.serving(build_app(sharded_args), "sharded")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import serve
 
 from serve_app.app import build_app
 from serve_app.cli import main
@@ -35,9 +34,7 @@ def start(app_args: dict[str, Any], client: LocalClient, tmp_path: Path) -> Star
 
     def start(name: str, **index: Any) -> LocalClient:
         app = build_app({**app_args, "data_dir": str(tmp_path / name), "classifiers": {}, "index": index})
-        started = LocalClient(serve.run(app, name=name, _local_testing_mode=True))
-        assert started.get("/health/ready").status == 200
-        return started
+        return LocalClient.serving(app, name)
 
     return start
 
