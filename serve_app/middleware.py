@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict
 
@@ -56,6 +56,12 @@ class Timing:
 
 # The request whose task this is, for what has no request at hand.
 CURRENT: ContextVar[Timing | None] = ContextVar("timing", default=None)
+
+
+def waiting_for_a_call() -> AbstractContextManager[None]:
+    """While the block runs a deployment is at work on the request whose task this is, if it is one's."""
+    timing = CURRENT.get()
+    return timing.calling() if timing else nullcontext()
 
 
 def timing_of(request: Request) -> Timing:

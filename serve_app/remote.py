@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from grpc import StatusCode
@@ -11,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import NotReady, TooLarge, cause_of
-from serve_app.middleware import CURRENT
+from serve_app.middleware import waiting_for_a_call
 
 Result = TypeVar("Result")
 
@@ -32,9 +31,8 @@ async def call(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
 
 async def call_once(handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
     """Like `call`, for methods that answer something else the second time, such as deletions."""
-    timing = CURRENT.get()
     try:
-        with timing.calling() if timing else nullcontext():
+        with waiting_for_a_call():
             return await getattr(handle, method).remote(*args)
     except (RayActorError, AioRpcError) as error:
         if isinstance(error, AioRpcError) and error.code() == StatusCode.RESOURCE_EXHAUSTED:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 from uuid import uuid4
@@ -20,8 +20,14 @@ from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, chec
 from index.merge import merge_evaluations, merge_hits, merge_infos
 from index.shards import shard_of
 from index.spec import CollectionSpec
+from serve_app.joined import Joined
 from serve_app.scatter import NO_ANSWER, Scatter, incomplete
 from serve_app.shard import Shard
+
+JOINED_QUERIES = 32
+"""Searched in one call; FAISS goes through them with all its threads."""
+JOINED_LIMIT = 100
+"""A search that wants more results is a call of its own: its answer is large."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class Found:
     hits: list[list[Hit]]
     times: StageTimes
     missing: tuple[str, ...] = ()
+
+    def part(self, first: int, last: int) -> "Found":
+        """Of the queries first to last (exclusive)."""
+        return replace(self, hits=self.hits[first:last])
 
 
 class Shards:
@@ -52,6 +62,7 @@ class Shards:
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
+        self._joined = Joined(self._search, Found.part, JOINED_QUERIES)
 
     def probes(self) -> dict[str, Coroutine[Any, Any, None]]:
         """For each shard by name, a call that returns once the shard says that it can be used."""
@@ -180,7 +191,16 @@ class Shards:
     async def search(
         self, name: str, queries: Sequence[Vectors | str], wanted: Wanted, partial: bool = False
     ) -> Found:
-        """The nearest of all shards; with `partial` of those that answer, if any does."""
+        """The nearest of all shards; with `partial` of those that answer, if any does.
+
+        Small searches of the same kind that come at the same time are sent as one.
+        """
+        if wanted.filter is None and wanted.limit <= JOINED_LIMIT and len(queries) <= JOINED_QUERIES:
+            return await self._joined((name, wanted, partial), queries)
+        return await self._search((name, wanted, partial), queries)
+
+    async def _search(self, key: tuple[str, Wanted, bool], queries: Sequence[Vectors | str]) -> Found:
+        name, wanted, partial = key
         if self._only:
             return Found(*await self._only.ask("search", name, queries, wanted))
         vectors = await self._vectors(name, queries)

@@ -1,0 +1,101 @@
+"""Calls that travel together: each caller gets its own answer or error, and nobody waits for company."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from serve_app.joined import AT_ONCE, Joined
+
+Calls = list[tuple[str, list[int]]]
+
+
+class Slow:
+    """Answers each item with its square once it is let go; a negative item is an error."""
+
+    def __init__(self) -> None:
+        self.calls: Calls = []
+        self.gate = asyncio.Event()
+
+    async def __call__(self, key: str, items: Sequence[int]) -> list[int]:
+        self.calls.append((key, list(items)))
+        await self.gate.wait()
+        if any(item < 0 for item in items):
+            raise ValueError(f"{min(items)} in a call of {len(items)}")
+        return [item * item for item in items]
+
+
+def part(answer: list[int], first: int, last: int) -> list[int]:
+    return answer[first:last]
+
+
+def joined(slow: Slow, most: int = 4) -> Joined[str, int, list[int]]:
+    return Joined(slow, part, most)
+
+
+async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
+    tasks = [asyncio.create_task(call) for call in calls]
+    for _ in range(5):
+        await asyncio.sleep(0)  # every task reaches its first wait
+    return tasks
+
+
+def test_the_first_go_at_once_and_the_rest_together() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow)
+        tasks = await started(*(call("a", [n]) for n in range(AT_ONCE + 3)))
+        assert slow.calls == [("a", [n]) for n in range(AT_ONCE)]
+        slow.gate.set()
+        assert await asyncio.gather(*tasks) == [[n * n] for n in range(AT_ONCE + 3)]
+        assert slow.calls[AT_ONCE:] == [("a", [AT_ONCE, AT_ONCE + 1, AT_ONCE + 2])]
+        assert await call("a", [9]) == [81]
+        assert slow.calls[-1] == ("a", [9])
+
+    asyncio.run(scenario())
+
+
+def test_keys_do_not_mix_and_calls_are_bounded() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, most=4)
+        busy = [call(key, [0]) for key in "ab" for _ in range(AT_ONCE)]
+        more = [call("a", [1, 2, 3]), call("b", [1]), call("a", [4]), call("a", [5, 6]), call("b", [7])]
+        tasks = await started(*busy, *more)
+        slow.gate.set()
+        results = await asyncio.gather(*tasks)
+        assert results[-5:] == [[1, 4, 9], [1], [16], [25, 36], [49]]
+        assert sorted(slow.calls[2 * AT_ONCE :]) == [("a", [1, 2, 3, 4]), ("a", [5, 6]), ("b", [1, 7])]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_reaches_only_the_caller_it_belongs_to() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow)
+        tasks = await started(*(call("a", [n]) for n in [0] * AT_ONCE + [1, -2, 3]))
+        slow.gate.set()
+        *_, one, bad, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (one, three) == ([1], [9])
+        assert isinstance(bad, ValueError)
+        assert str(bad) == "-2 in a call of 1"
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_leaves_takes_nobody_along() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow)
+        tasks = await started(*(call("a", [n]) for n in range(AT_ONCE + 3)))
+        tasks[AT_ONCE].cancel()  # one that waits
+        tasks[0].cancel()  # one that is out
+        slow.gate.set()
+        rest = [task for n, task in enumerate(tasks) if n not in (0, AT_ONCE)]
+        assert await asyncio.gather(*rest) == [[n * n] for n in range(AT_ONCE + 3) if n not in (0, AT_ONCE)]
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[AT_ONCE]
+
+    asyncio.run(scenario())
