@@ -26,16 +26,16 @@ class ClipEncoder:
         self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
         self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
 
-    async def embed_images(self, pixels: Pixels) -> tuple[Vectors, str, int, StageTimes]:
+    async def embed_images(self, pixels: Pixels) -> tuple[Vectors, str, list[int], StageTimes]:
         """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions], the fingerprint of what made
-        them, the tokens they took (an image takes none) and the time."""
+        them, the tokens each took (an image takes none) and the time."""
         served = await self._image(list(pixels))
-        return np.stack(served.outputs), self._info.fingerprint, 0, served.times
+        return np.stack(served.outputs), self._info.fingerprint, [0] * len(pixels), served.times
 
-    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, str, int, StageTimes]:
+    async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, str, list[int], StageTimes]:
         """n texts likewise. Raises BadInput."""
         served = await self._text(texts)
-        return np.stack(served.outputs), self._info.fingerprint, served.length, served.times
+        return np.stack(served.outputs), self._info.fingerprint, served.lengths, served.times
 
     async def info(self) -> ModelInfo:
         """What is loaded; raises when it cannot answer requests."""

@@ -37,7 +37,7 @@ class ImageClassifier:
 
     async def classify(
         self, vectors: Vectors, draw: float, encoder_fingerprint: str
-    ) -> tuple[NDArray[np.float32], ModelInfo, int, StageTimes]:
+    ) -> tuple[NDArray[np.float32], ModelInfo, list[int], StageTimes]:
         """float32[n, dimensions] to logits float32[n, labels], what made them, no tokens and the time.
 
         Raises:
@@ -51,7 +51,7 @@ class ImageClassifier:
                 f"{encoder_fingerprint} is served: train it again on this one, or serve the other"
             )
         logits = version.head.logits(vectors)
-        return logits, version.info, 0, StageTimes(model=(time.perf_counter() - start) * 1e3)
+        return logits, version.info, [0] * len(logits), StageTimes(model=(time.perf_counter() - start) * 1e3)
 
     async def info(self) -> ModelInfo:
         """What is loaded."""

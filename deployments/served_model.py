@@ -20,10 +20,10 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Served(Generic[Output]):
-    """Outputs in the order of the items, their total length (tokens, or images) and where time went."""
+    """Outputs in the order of the items, the items' lengths (tokens, or images) and where time went."""
 
     outputs: list[Output]
-    length: int
+    lengths: list[int]
     times: StageTimes
 
 
@@ -50,7 +50,7 @@ class ServedModel(Generic[Item, Output]):
         batched = await self._queue.submit(prepared)
         return Served(
             outputs=batched.outputs,
-            length=sum(map(self._model.length, prepared)),
+            lengths=list(map(self._model.length, prepared)),
             times=StageTimes(preprocess=preparing_ms, queue=batched.queue_ms, model=batched.run_ms),
         )
 

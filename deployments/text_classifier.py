@@ -36,14 +36,14 @@ class TextClassifier:
 
     async def classify(
         self, texts: Sequence[str], draw: float
-    ) -> tuple[NDArray[np.float32], ModelInfo, int, StageTimes]:
-        """n texts to logits float32[n, labels], what made them, the tokens they took and the time.
+    ) -> tuple[NDArray[np.float32], ModelInfo, list[int], StageTimes]:
+        """n texts to logits float32[n, labels], what made them, the tokens each took and the time.
 
         `draw`, 0 to 100, decides between the stable version and a candidate. Raises BadInput.
         """
         version = await self._versions.pick(draw)
         served = await version.model(texts)
-        return np.stack(served.outputs), version.info, served.length, served.times
+        return np.stack(served.outputs), version.info, served.lengths, served.times
 
     async def info(self) -> ModelInfo:
         """What is loaded; raises when it cannot answer requests."""

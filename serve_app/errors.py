@@ -25,12 +25,15 @@ class ApiError(Exception):
     def __init__(
         self, status: int, code: str, message: str, param: str | None = None, *, retry: bool = False
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, code, message, param)  # what a copy is made from
         self.status = status
         self.code = code
         self.message = message
         self.param = param
         self.retry = retry
+
+    def __str__(self) -> str:
+        return self.message
 
 
 # error type → (status, code); the first match along an error's class hierarchy counts.

@@ -10,19 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
-from configs.settings import Settings
+from configs.settings import ScaleSettings, Settings
 from deployments.errors import NotReady, SightlineError
 from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
 from deployments.timing import StageTimes
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
+from serve_app.joined import AT_ONCE, Joined
 from serve_app.middleware import Timing
 from serve_app.remote import call, together
 
 Handle = DeploymentHandle[Any]
 Result = TypeVar("Result")
-Classified = tuple[NDArray[np.float32], ModelInfo, int, StageTimes]
+Classified = tuple[NDArray[np.float32], ModelInfo, Sequence[int], StageTimes]
+
+# Texts of one call that others may join. A batch of the model's holds as many; a long request would hold up
+# the short ones that travel with it.
+JOINED_TEXTS = 32
 
 # What infinity's clients send when their caller named no model.
 UNSPECIFIED = "default/not-specified"
@@ -61,9 +66,13 @@ class Rows:
 
     vectors: Vectors
     fingerprint: str
-    tokens: int
+    tokens: Sequence[int]  # of each
     times: StageTimes
     thumbnails: Sequence[bytes] = ()
+
+    def part(self, first: int, last: int) -> "Rows":
+        """Of the texts first to last (exclusive)."""
+        return replace(self, vectors=self.vectors[first:last], tokens=self.tokens[first:last])
 
 
 class Inference:
@@ -88,6 +97,13 @@ class Inference:
         self.heads = frozenset(heads)
         self._aliases = {origin: name for origin, name in aliases.items() if origin}
         self._encoder_info: ModelInfo | None = None
+        self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, _calls_at_once(settings.clip.scale))
+        self._classified = {
+            name: Joined(
+                partial(self._send_classify, name), _part_of, JOINED_TEXTS, _calls_at_once(classifier.scale)
+            )
+            for name, classifier in settings.classifiers.items()
+        }
 
     @property
     def encoder_name(self) -> str:
@@ -171,37 +187,39 @@ class Inference:
         if len(fingerprints) > 1:
             raise NotReady("the encoder was replaced by another during the request; try again")
         timing.add(_longest(answer.times for answer in answers))
-        return Embedded(vectors, fingerprints.pop(), sum(answer.tokens for answer in answers), small)
+        return Embedded(vectors, fingerprints.pop(), sum(sum(answer.tokens) for answer in answers), small)
 
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
     ) -> tuple[NDArray[np.float32], ModelInfo, int]:
         """n texts to logits float32[n, labels], the version of `name` that made them, and the tokens."""
-        draw = 100 * random.random()  # one draw a request: all of it is answered by one version
         places = list(range(len(texts)))
-
-        async def part_of(chunk: Sequence[Any]) -> Classified:
-            answer: Classified = await call(self._handle(name), "classify", chunk, draw)
-            return answer
-
         for _ in range(SWAPS_ENDURED):
+            draw = _draw()  # one a request: all of it is answered by one version
             parts = _chunks(places, self._settings.gateway.texts_per_call)
+            part_of = partial(self._send_classify, name, draw)
+            if len(texts) <= JOINED_TEXTS:
+                part_of = partial(self._classified[name], None)
             answers = await together(*(self._part(part_of, texts, part) for part in parts))
             results = [result for _, result in answers]
             timing.add(_longest(times for *_, times in results))
             if len({info.fingerprint for _, info, _, _ in results}) == 1:
                 logits = np.concatenate([logits for logits, *_ in results])
-                return logits, results[0][1], sum(tokens for _, _, tokens, _ in results)
+                return logits, results[0][1], sum(sum(tokens) for _, _, tokens, _ in results)
         raise NotReady(f"model {name!r} changed its version again and again during the request; try again")
+
+    async def _send_classify(self, name: str, draw: float | None, texts: Sequence[str]) -> Classified:
+        drawn = _draw() if draw is None else draw
+        answer: Classified = await call(self._handle(name), "classify", texts, drawn)
+        return answer
 
     async def classify_images(
         self, name: str, images: Sequence[Content], timing: Timing
     ) -> tuple[NDArray[np.float32], ModelInfo]:
         """n images to logits float32[n, labels] of head `name`, and the version that made them."""
         embedded = await self.embed(images, timing)
-        draw = 100 * random.random()
         answer: Classified = await call(
-            self._handle(name), "classify", embedded.vectors, draw, embedded.fingerprint
+            self._handle(name), "classify", embedded.vectors, _draw(), embedded.fingerprint
         )
         logits, info, _, times = answer
         timing.add(times)
@@ -217,6 +235,11 @@ class Inference:
             raise (error if error.index is None else error.at(places[error.index])) from None
 
     async def _embed_texts(self, texts: list[str]) -> Rows:
+        if len(texts) <= JOINED_TEXTS:
+            return await self._texts(None, texts)
+        return await self._send_texts(None, texts)
+
+    async def _send_texts(self, _: None, texts: Sequence[str]) -> Rows:
         return Rows(*await call(self._handle(self.encoder_name), "embed_texts", texts))
 
     async def _embed_images(self, images: list[bytes], *, thumbnails: bool) -> Rows:
@@ -236,6 +259,20 @@ class Inference:
                 503, "model_unavailable", f"model {name!r} has no weights: {model.reason}", "model"
             )
         return model
+
+
+def _draw() -> float:
+    """What decides between a model's versions: 0 to 100."""
+    return 100 * random.random()
+
+
+def _part_of(answer: Classified, first: int, last: int) -> Classified:
+    logits, info, tokens, times = answer
+    return logits[first:last], info, tokens[first:last], times
+
+
+def _calls_at_once(scale: ScaleSettings) -> int:
+    return AT_ONCE * max(scale.replicas, scale.max_replicas or 0)
 
 
 def _longest(times: Iterable[StageTimes]) -> StageTimes:

@@ -4,9 +4,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from deployments.errors import SightlineError
+from index.errors import VectorIndexError
 from serve_app.middleware import waiting_for_a_call
 
 Key = TypeVar("Key")
@@ -14,7 +17,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 AT_ONCE = 2
-"""Calls out for one key: while an answer is on its way back the deployment has the next to work on."""
+"""Calls out to each replica: while an answer is on its way back there is the next to work on."""
 
 
 @dataclass(eq=False)
@@ -32,9 +35,9 @@ class _Group(Generic[Item, Answer]):
 class Joined(Generic[Key, Item, Answer]):
     """Joins calls of the same key, so that what a call costs beside its items is paid once for many.
 
-    Nobody waits for company: a call goes at once while fewer than AT_ONCE are out. Those that come
-    meanwhile leave as one when a call returns. When a joined call fails each of its parts is made again
-    alone, so an error reaches only the caller it belongs to.
+    Nobody waits for company: a call goes at once while fewer than `at_once` of its key are out. Those that
+    come meanwhile leave as one when a call returns. An error that names an item (`index`) reaches only
+    the caller whose it is, and the rest is asked again without it; any other is everybody's.
     """
 
     def __init__(
@@ -42,18 +45,20 @@ class Joined(Generic[Key, Item, Answer]):
         call: Callable[[Key, Sequence[Item]], Awaitable[Answer]],
         part: Callable[[Answer, int, int], Answer],
         most: int,
+        at_once: int = AT_ONCE,
     ) -> None:
         """`call` makes a call of a key; `part` takes the answer to items first to last (exclusive) out of
         the answer to all; at most `most` items travel together, unless one caller has more."""
         self._call = call
         self._part = part
         self._most = most
+        self._at_once = at_once
         self._groups: defaultdict[Key, _Group[Item, Answer]] = defaultdict(_Group)
 
     async def __call__(self, key: Key, items: Sequence[Item]) -> Answer:
         """The answer to these items; raises what the call raises."""
         group = self._groups[key]
-        if group.out < AT_ONCE:
+        if group.out < self._at_once:
             return await self._alone(key, group, items)
         mine = _Waiting[Item, Answer](items, asyncio.get_running_loop().create_future())
         group.waiting.append(mine)
@@ -87,28 +92,40 @@ class Joined(Generic[Key, Item, Answer]):
         self, key: Key, group: _Group[Item, Answer], together: list[_Waiting[Item, Answer]]
     ) -> None:
         try:
-            answer = await self._call(key, [item for waiting in together for item in waiting.items])
-        except Exception:
-            await asyncio.gather(*(self._again(key, waiting) for waiting in together))
-        else:
-            first = 0
-            for waiting in together:
-                last = first + len(waiting.items)
-                if not waiting.answer.done():
-                    waiting.answer.set_result(self._part(answer, first, last))
-                first = last
+            while together:
+                try:
+                    answer = await self._call(key, [item for waiting in together for item in waiting.items])
+                except Exception as error:
+                    together = _rest(together, error)
+                else:
+                    self._deliver(together, answer)
+                    return
         finally:
             self._returned(key, group)
 
-    async def _again(self, key: Key, waiting: _Waiting[Item, Answer]) -> None:
-        try:
-            answer = await self._call(key, waiting.items)
-        except Exception as error:
+    def _deliver(self, together: list[_Waiting[Item, Answer]], answer: Answer) -> None:
+        first = 0
+        for waiting in together:
+            last = first + len(waiting.items)
             if not waiting.answer.done():
-                waiting.answer.set_exception(error)
-        else:
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+                waiting.answer.set_result(self._part(answer, first, last))
+            first = last
+
+
+def _rest(together: list[_Waiting[Item, Answer]], error: Exception) -> list[_Waiting[Item, Answer]]:
+    """Give the error to whom it belongs; the others, who are to be asked for again."""
+    place = error.index if isinstance(error, SightlineError | VectorIndexError) else None
+    first, rest = 0, []
+    for waiting in together:
+        last = first + len(waiting.items)
+        if place is not None and not first <= place < last:
+            rest.append(waiting)
+        elif not waiting.answer.done():
+            # A copy for each: one that is raised in many tasks gathers the tracebacks of all.
+            own = copy(error) if place is None else error.at(place - first)  # type: ignore[attr-defined]
+            waiting.answer.set_exception(own.with_traceback(None))
+        first = last
+    return rest
 
 
 _TASKS: set["asyncio.Task[None]"] = set()  # the event loop holds its tasks weakly

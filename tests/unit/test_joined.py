@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from deployments.errors import BadInput, NotReady
+from serve_app.errors import ApiError
 from serve_app.joined import AT_ONCE, Joined
 
 Calls = list[tuple[str, list[int]]]
@@ -17,12 +19,16 @@ class Slow:
     def __init__(self) -> None:
         self.calls: Calls = []
         self.gate = asyncio.Event()
+        self.error: Exception = NotReady("the model is away")
 
     async def __call__(self, key: str, items: Sequence[int]) -> list[int]:
         self.calls.append((key, list(items)))
         await self.gate.wait()
-        if any(item < 0 for item in items):
-            raise ValueError(f"{min(items)} in a call of {len(items)}")
+        if 666 in items:
+            raise self.error
+        for place, item in enumerate(items):
+            if item < 0:
+                raise BadInput(f"{item} is negative", place)
         return [item * item for item in items]
 
 
@@ -71,16 +77,36 @@ def test_keys_do_not_mix_and_calls_are_bounded() -> None:
     asyncio.run(scenario())
 
 
-def test_an_error_reaches_only_the_caller_it_belongs_to() -> None:
+def test_an_error_of_an_item_reaches_only_the_caller_whose_it_is() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow)
-        tasks = await started(*(call("a", [n]) for n in [0] * AT_ONCE + [1, -2, 3]))
+        call = joined(slow, most=8)
+        tasks = await started(*(call("a", items) for items in [[0]] * AT_ONCE + [[1], [2, -2], [3], [-4]]))
         slow.gate.set()
-        *_, one, bad, three = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        one, bad, three, worse = results[AT_ONCE:]
         assert (one, three) == ([1], [9])
-        assert isinstance(bad, ValueError)
-        assert str(bad) == "-2 in a call of 1"
+        for error, message, index in ((bad, "-2 is negative", 1), (worse, "-4 is negative", 0)):
+            assert isinstance(error, BadInput)
+            assert (error.message, error.index) == (message, index)
+        assert [items for _, items in slow.calls[AT_ONCE:]] == [[1, 2, -2, 3, -4], [1, 3, -4], [1, 3]]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [NotReady("gone"), ApiError(503, "code", "gone", "model"), OSError("gone")])
+def test_any_other_error_is_everybody_s_and_nothing_is_asked_again(error: Exception) -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        slow.error = error
+        call = joined(slow)
+        tasks = await started(*(call("a", [n]) for n in [0] * AT_ONCE + [1, 666, 3]))
+        slow.gate.set()
+        errors = (await asyncio.gather(*tasks, return_exceptions=True))[AT_ONCE:]
+        assert [(type(one), str(one)) for one in errors] == [(type(error), "gone")] * 3
+        assert len({id(error) for error in errors}) == 3
+        assert len(slow.calls) == AT_ONCE + 1
+        assert await call("a", [2]) == [4]
 
     asyncio.run(scenario())
 
