@@ -142,8 +142,13 @@ class ClassifierSettings(ModelSettings):
 
 
 class PreprocessorSettings(Frozen):
-    """The pool that turns image bytes into pixels."""
+    """What turns image bytes into pixels: a pool of its own, or the encoder's replicas themselves."""
 
+    placement: Literal["auto", "pool", "inline"] = Field(
+        default="auto",
+        description="auto is inline on a machine of fewer than four cores with one encoder replica and no "
+        "GPU: there a process of its own and two more hops cost more than they give",
+    )
     threads: Positive | None = Field(
         default=None, description="decoding threads; from `scale.cpus` when left out"
     )

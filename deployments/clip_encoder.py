@@ -1,11 +1,12 @@
 """The encoder deployment: pixels and texts to vectors of one space, each tower with its own batch queue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from configs.settings import ClipSettings
+from deployments.decoding import Decoder
 from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo, Pixels, Vectors
 from deployments.models.loading import load_encoder
@@ -18,8 +19,12 @@ from deployments.timing import StageTimes
 class ClipEncoder:
     """Owns one loaded encoder; ready once both towers have been warmed up."""
 
-    def __init__(self, source: Source, settings: ClipSettings, cache_dir: Path) -> None:
+    def __init__(
+        self, source: Source, settings: ClipSettings, cache_dir: Path, decoder: Callable[[], Decoder]
+    ) -> None:
+        """`decoder` makes what turns encoded images into pixels here, where no pool does."""
         hide_callers_mistakes()
+        self._decoder = decoder()
         threads = threads_for(settings.threads, settings.scale.cpus)
         encoder = load_encoder(source, settings, cache_dir, threads)
         self._info = encoder.info
@@ -31,6 +36,23 @@ class ClipEncoder:
         them, the tokens each took (an image takes none) and the time."""
         served = await self._image(list(pixels))
         return np.stack(served.outputs), self._info.fingerprint, [0] * len(pixels), served.times
+
+    async def embed_encoded(
+        self, images: Sequence[bytes], thumbnails: bool
+    ) -> tuple[Vectors, str, list[int], StageTimes, list[bytes]]:
+        """Like `embed_images` of n encoded images; and a small JPEG of each, where asked for.
+
+        Raises:
+            BadInput, TooLarge: pointing at the first image that cannot be used.
+        """
+        size, small = self._info.image_size, list[bytes]()
+        assert size is not None
+        if thumbnails:
+            pixels, small, decoding = await self._decoder.with_thumbnails(images, size)
+        else:
+            pixels, decoding = await self._decoder(images, size)
+        vectors, fingerprint, tokens, times = await self.embed_images(pixels)
+        return vectors, fingerprint, tokens, decoding.then(times), small
 
     async def embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, str, list[int], StageTimes]:
         """n texts likewise. Raises BadInput."""

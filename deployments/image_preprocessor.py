@@ -1,70 +1,13 @@
-"""The image pool: bytes in, checked pixels out, before any queue a bad image would share with others."""
-
-import asyncio
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
-
-import numpy as np
+"""The image pool: replicas that decode, where there are cores to decode beside the encoder."""
 
 from configs.settings import PreprocessorSettings
-from deployments.errors import SightlineError
+from deployments.decoding import Decoder
 from deployments.logs import hide_callers_mistakes
-from deployments.models.base import Pixels
-from deployments.models.images import decode, decode_with_thumbnail
-from deployments.threads import threads_for
-from deployments.timing import StageTimes
-
-THUMBNAIL_PX: Final = 256
-
-Result = TypeVar("Result")
 
 
-class ImagePreprocessor:
-    """Decodes, orients, resizes and crops; Pillow releases the GIL, so its threads use every core."""
+class ImagePreprocessor(Decoder):
+    """A decoder as a deployment of its own."""
 
     def __init__(self, settings: PreprocessorSettings, max_pixels: int) -> None:
         hide_callers_mistakes()
-        self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads_for(settings.threads, settings.scale.cpus), "decode")
-
-    async def __call__(self, images: Sequence[bytes], size: int) -> tuple[Pixels, StageTimes]:
-        """uint8[n, size, size, 3] for n encoded images.
-
-        Raises:
-            BadInput, TooLarge: pointing at the first image that cannot be used.
-        """
-        start = time.perf_counter()
-        pixels = await self._each(images, lambda data: decode(data, size, self._max_pixels))
-        return np.stack(pixels), StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
-
-    async def with_thumbnails(
-        self, images: Sequence[bytes], size: int
-    ) -> tuple[Pixels, list[bytes], StageTimes]:
-        """The same, and a small JPEG of each image, its longest side at most THUMBNAIL_PX."""
-        start = time.perf_counter()
-        both = await self._each(
-            images, lambda data: decode_with_thumbnail(data, size, self._max_pixels, THUMBNAIL_PX)
-        )
-        pixels, thumbnails = zip(*both, strict=True)
-        times = StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
-        return np.stack(pixels), list(thumbnails), times
-
-    async def _each(self, images: Sequence[bytes], work: Callable[[bytes], Result]) -> list[Result]:
-        loop = asyncio.get_running_loop()
-        done = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, work, data) for data in images), return_exceptions=True
-        )
-        results: list[Result] = []
-        for index, result in enumerate(done):
-            if isinstance(result, SightlineError):
-                raise result.at(index)
-            if isinstance(result, BaseException):
-                raise result
-            results.append(result)
-        return results
-
-    async def ready(self) -> None:
-        """Returns when a thread of the pool has had time for it."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, lambda: None)
+        super().__init__(settings, max_pixels)

@@ -1,5 +1,7 @@
 """Binds the deployments into one application: the only file that knows them all."""
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from ray.serve.config import AutoscalingConfig
 
 from configs.settings import IndexSettings, ScaleSettings, Settings, SettingsError
 from deployments.clip_encoder import ClipEncoder
+from deployments.decoding import Decoder
 from deployments.image_classifier import ImageClassifier
 from deployments.image_preprocessor import ImagePreprocessor
 from deployments.models import sources
@@ -19,6 +22,9 @@ from index.shards import check_shard_count
 from serve_app.auth import key_digests
 from serve_app.gateway import Gateway
 from serve_app.inference import Unavailable
+
+POOL_CORES = 4
+"""From so many on a pool of its own decodes, while fewer are busy with the encoder anyway."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -39,10 +45,13 @@ def build_app(args: dict[str, Any]) -> Application:
 
     # Where weights come from is decided here, once, so that every replica serves the same model.
     clip_source = sources.resolve(settings.clip, cache_dir, starter=sources.ENCODER)
-    encoder = deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir)
-    preprocessor = deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
-        settings.preprocessor, settings.limits.max_image_pixels
-    )
+    decoder = partial(Decoder, settings.preprocessor, settings.limits.max_image_pixels)
+    encoder = deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir, decoder)
+    preprocessor: Application | None = None
+    if not _decodes_inline(settings):
+        preprocessor = deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
+            settings.preprocessor, settings.limits.max_image_pixels
+        )
     classifiers: dict[str, Application | Unavailable] = {}
     heads: dict[str, Application] = {}
     aliases = {clip_source.location: settings.clip.name}
@@ -114,6 +123,15 @@ def _index_settings(settings: IndexSettings, data_dir: Path) -> IndexSettings:
             "restore_from": source and absolute(source, "index.restore_from"),
         }
     )
+
+
+def _decodes_inline(settings: Settings) -> bool:
+    """Whether the encoder's replicas decode images themselves; see `PreprocessorSettings.placement`."""
+    placement, scale = settings.preprocessor.placement, settings.clip.scale
+    if placement != "auto":
+        return placement == "inline"
+    alone = scale.replicas == 1 and not scale.autoscales and not scale.gpus
+    return alone and (os.cpu_count() or 1) < POOL_CORES
 
 
 def _absolute(path: Path, key: str) -> Path:

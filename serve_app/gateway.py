@@ -26,7 +26,7 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
-        preprocessor: Handle,
+        preprocessor: Handle | None,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
         heads: dict[str, Handle],

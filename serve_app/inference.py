@@ -81,7 +81,7 @@ class Inference:
     def __init__(
         self,
         settings: Settings,
-        preprocessor: Handle,
+        preprocessor: Handle | None,
         encoder: Handle,
         classifiers: dict[str, Handle | Unavailable],
         heads: dict[str, Handle],
@@ -243,6 +243,9 @@ class Inference:
         return Rows(*await call(self._handle(self.encoder_name), "embed_texts", texts))
 
     async def _embed_images(self, images: list[bytes], *, thumbnails: bool) -> Rows:
+        if self._preprocessor is None:
+            encoder = self._handle(self.encoder_name)
+            return Rows(*await call(encoder, "embed_encoded", images, thumbnails))
         size = (await self.info(self.encoder_name)).image_size
         small: list[bytes] = []
         if thumbnails:

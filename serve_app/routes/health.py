@@ -42,9 +42,10 @@ async def ready(request: Request) -> Response:
     models = gateway.inference.models
     limit_s = gateway.settings.gateway.health_timeout_s
     shards = gateway.index.probes()
-    names = ["preprocessor", *shards, *models]
+    pool = {} if gateway.preprocessor is None else {"preprocessor": call(gateway.preprocessor, "ready")}
+    names = [*pool, *shards, *models]
     states = await asyncio.gather(
-        _state(call(gateway.preprocessor, "ready"), limit_s),
+        *(_state(probe, limit_s) for probe in pool.values()),
         *(_state(probe, limit_s) for probe in shards.values()),
         *(
             _constant("unavailable")

@@ -27,6 +27,7 @@ def app_args(model_directories: dict[str, Path]) -> dict[str, object]:
             "news": {"source": str(model_directories["news"]), "precision": "fp32"},
             "absent": {"source": "auto"},
         },
+        "preprocessor": {"placement": "pool"},
         "limits": {
             "max_body_bytes": 1024 * 1024,
             "max_images": 4,
