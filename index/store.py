@@ -1,6 +1,7 @@
 """Items of one collection in SQLite: the source of truth, durable once a write returns."""
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -319,7 +320,10 @@ class Store:
 
     def bytes_on_disk(self) -> int:
         with self._translated():
-            return sum(_size(path) for path in self.directory.rglob("*"))
+            # os.walk passes over directories that go meanwhile, as those of segments do.
+            return sum(
+                _size(Path(root, name)) for root, _, names in os.walk(self.directory) for name in names
+            )
 
     def close(self, error: VectorIndexError) -> None:
         """Close the files once running reads have ended; later calls raise `error`."""
@@ -398,7 +402,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):  # a segment's file goes once the segment was rewritten
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     return 0
 
 
