@@ -1,7 +1,7 @@
 """Approximate nearest neighbours on FAISS: the kinds there are, how each is built and searched."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import faiss
@@ -99,11 +99,14 @@ def _probes(rows: int) -> Sequence[int]:
     return sorted({min(lists, int(2 ** (step / 2))) for step in range(1, 30)})
 
 
-_IVF = {
-    "effort": "nprobe",
-    "efforts": _probes,
-    "cost": lambda rows, effort: _lists(rows) + rows * effort / _lists(rows),
-}
+_IVF = AnnKind(
+    "ivf",
+    lambda rows, d: f"IVF{_lists(rows)},SQ8",
+    oversample=3,
+    effort="nprobe",
+    efforts=_probes,
+    cost=lambda rows, effort: _lists(rows) + rows * effort / _lists(rows),
+)
 
 KINDS: Final[dict[str, AnnKind]] = {
     kind.name: kind
@@ -118,13 +121,13 @@ KINDS: Final[dict[str, AnnKind]] = {
             efforts=lambda rows: (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
             cost=lambda rows, effort: HNSW_LINKS * effort,
         ),
-        AnnKind("ivf", lambda rows, d: f"IVF{_lists(rows)},SQ8", oversample=3, **_IVF),  # type: ignore[arg-type]
-        AnnKind(
-            "ivf-pq",
-            lambda rows, d: f"IVF{_lists(rows)},PQ{_sub_quantisers(d)}x8",
+        _IVF,
+        replace(
+            _IVF,
+            name="ivf-pq",
+            factory=lambda rows, d: f"IVF{_lists(rows)},PQ{_sub_quantisers(d)}x8",
             oversample=10,
             least_rows=PQ_ROWS // 2,
-            **_IVF,  # type: ignore[arg-type]
         ),
     )
 }

@@ -268,8 +268,7 @@ class Collection:
 
     def info(self) -> CollectionInfo:
         with self._snapshot() as (_, view):
-            largest = max(view.segments, key=lambda part: part.size, default=None)
-            tuning = largest.segment.tuning if largest else None
+            tuning = view.largest.tuning if view.largest else None
             return CollectionInfo(
                 name=self.spec.name,
                 count=view.size - view.tombstones,
@@ -351,6 +350,7 @@ class Collection:
         if rows:
             segment = self._snapshots.write(
                 view.rows(work.first, work.last, work.tail),
+                rows,
                 kind_for(self.spec.kind, rows),
                 threads=self._settings.build_threads or self._threads,
                 target_recall=self._settings.target_recall,

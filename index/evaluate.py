@@ -16,8 +16,6 @@ from index.view import View
 QUERIES: Final = 256  # one standard error of a recall of 0.95: about half a point
 NEIGHBOURS: Final = 10
 EXACT_TIMED: Final = 20  # an exact search of a million vectors takes a tenth of a second
-
-
 TOLERANCE: Final = 1e-5
 """Relative difference of scores that float32 rounding makes."""
 
@@ -82,19 +80,19 @@ def evaluate(
     exact, true = _timed(lambda query: view.search(query, k, exact=True)[0], queries[:EXACT_TIMED])
     if len(queries) > EXACT_TIMED:
         true = np.concatenate([true, view.search(queries[EXACT_TIMED:], k, exact=True)[0]])
-    largest = max(view.segments, key=lambda part: part.size, default=None)
-    kind = largest.segment.kind if largest else None
+    largest = view.largest
+    kind = largest.kind if largest else None
 
     def at(efforts: dict[str, int], effort: int | None) -> Setting:
         latency, found = _timed(lambda query: view.search(query, k, efforts=efforts)[0], queries)
         return Setting(effort, recall(found, true), latency)
 
-    tuning = largest.segment.tuning if largest else None
+    tuning = largest.tuning if largest else None
     knob = kind.effort if kind else None
     chosen = efforts.get(knob, tuning.effort if tuning else 0) if knob else None
     now = at(efforts, chosen)
     settings: list[Setting] = []
-    tried = kind.efforts(largest.size) if kind and largest and knob else ()
+    tried = kind.efforts(len(largest.rowids)) if kind and largest and knob else ()
     for effort in tried:
         if time.monotonic() > give_up or (settings and settings[-1].recall == 1):
             break

@@ -7,7 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -26,7 +26,6 @@ MANIFEST: Final = "manifest.json"
 ROWIDS, VECTORS, INDEX = "rowids.npy", "vectors.npy", "index.faiss"
 UNFINISHED: Final = ".unfinished"
 FORMAT: Final = 1
-HEADER_BYTES: Final = 128  # of numpy, with the padding it leaves for the count to grow
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class _Writer:
         self._file = path.open("xb")
         self.size = self.crc = 0
 
-    def __call__(self, data: Any) -> int:
+    def write(self, data: Any) -> int:
         self._file.write(data)
         size = memoryview(data).nbytes
         self.size, self.crc = self.size + size, zlib.crc32(data, self.crc)
@@ -83,13 +82,14 @@ class Snapshots:
     def write(
         self,
         rows: Iterable[tuple[Rowids, Vectors]],
+        count: int,
         kind: AnnKind | None,
         *,
         threads: int,
         target_recall: float,
         stop: Stop,
     ) -> Segment:
-        """A new segment of `rows`, in chunks ascending by rowid; on disk when this returns.
+        """A new segment of `rows`, `count` in chunks ascending by rowid; on disk when this returns.
 
         Raises:
             OSError: the disk is full or read-only. Nothing is left behind.
@@ -102,10 +102,12 @@ class Snapshots:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            segment, manifest = self._write(unfinished, number, rows, kind, threads, target_recall, stop)
-            with _Writer(unfinished / MANIFEST) as write:
-                write(json.dumps(manifest, indent=1).encode())
-                write.finish()
+            segment, manifest = self._write(
+                unfinished, number, rows, count, kind, threads, target_recall, stop
+            )
+            with _Writer(unfinished / MANIFEST) as file:
+                file.write(json.dumps(manifest, indent=1).encode())
+                file.finish()
             sync_directory(unfinished)
             unfinished.rename(self._directory(number))
             sync_directory(self._root)
@@ -119,6 +121,7 @@ class Snapshots:
         directory: Path,
         number: int,
         rows: Iterable[tuple[Rowids, Vectors]],
+        count: int,
         kind: AnnKind | None,
         threads: int,
         target_recall: float,
@@ -126,26 +129,26 @@ class Snapshots:
     ) -> tuple[Segment, dict[str, Any]]:
         files: dict[str, dict[str, int]] = {}
         written = []
-        header = bytes(HEADER_BYTES)  # its place: numpy's header names the number of rows
-        with _Writer(directory / VECTORS) as write:
-            write(header)
+        with _Writer(directory / VECTORS) as file:
+            shape = (count, self._spec.dimensions)
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             for rowids, vectors in rows:
                 written.append(rowids)
-                write(np.ascontiguousarray(vectors, "<f4").data)
-            write.finish()
+                file.write(np.ascontiguousarray(vectors, "<f4").data)
+            files[VECTORS] = file.finish()
         rowids = np.concatenate(written)
-        files[VECTORS] = _put_header(directory / VECTORS, (len(rowids), self._spec.dimensions))
-        with _Writer(directory / ROWIDS) as write:
-            np.lib.format.write_array(_AsFile(write), rowids.astype("<i8"))
-            files[ROWIDS] = write.finish()
+        with _Writer(directory / ROWIDS) as file:
+            np.lib.format.write_array(file, rowids.astype("<i8"))
+            files[ROWIDS] = file.finish()
         mapped = np.load(directory / VECTORS, mmap_mode="r")
         index, tuning = None, None
         if kind:
             index = kind.build(mapped, self._spec.metric, threads, stop)
-            with _Writer(directory / INDEX) as write:
-                target = faiss.PyCallbackIOWriter(write, BYTES_AT_ONCE)  # type: ignore[attr-defined]
+            with _Writer(directory / INDEX) as file:
+                target = faiss.PyCallbackIOWriter(file.write, BYTES_AT_ONCE)  # type: ignore[attr-defined]
                 faiss.write_index(index, target)
-                files[INDEX] = write.finish()
+                files[INDEX] = file.finish()
         segment = Segment(
             number,
             rowids,
@@ -158,7 +161,7 @@ class Snapshots:
         )
         if kind:
             tuning = tuned(segment, target_recall)
-            segment = Segment(**{**vars(segment), "tuning": tuning})
+            segment = replace(segment, tuning=tuning)
         manifest = {
             "format": FORMAT,
             "kind": kind.name if kind else "flat",
@@ -238,24 +241,6 @@ class Snapshots:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise Damaged(f"it cannot be read: {error}") from error
-
-
-class _AsFile:
-    """What `numpy.lib.format` writes an array to."""
-
-    def __init__(self, write: _Writer) -> None:
-        self.write = write
-
-
-def _put_header(path: Path, shape: tuple[int, int]) -> dict[str, int]:
-    """Put numpy's header into the room left for it; the file's size and checksum."""
-    with path.open("r+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        assert file.tell() == HEADER_BYTES
-        file.flush()
-        os.fsync(file.fileno())
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "crc32": _crc(file)}
 
 
 def _check(path: Path, expected: dict[str, int]) -> None:

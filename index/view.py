@@ -9,7 +9,6 @@ from index.flat import FlatRows, Mask, Scores
 from index.items import Rowids, Vectors
 from index.segment import Segment, SegmentView
 
-NO_ROWIDS: Rowids = np.empty(0, np.int64)
 MAX_ROWID = 2**63 - 1
 ROWS_AT_ONCE = 8192
 
@@ -27,10 +26,11 @@ class View:
     @property
     def kind(self) -> str:
         """What most rows are searched by."""
-        if not self.segments:
-            return "flat"
-        largest = max(self.segments, key=lambda part: part.size).segment
-        return largest.kind.name if largest.kind else "flat"
+        return self.largest.kind.name if self.largest and self.largest.kind else "flat"
+
+    @property
+    def largest(self) -> Segment | None:
+        return max((part.segment for part in self.segments), key=lambda one: len(one.rowids), default=None)
 
     @property
     def size(self) -> int:

@@ -135,10 +135,10 @@ def test_a_full_disk_while_building_leaves_everything_as_it_was(
     class FullDisk(snapshots._Writer):
         """Writes as to a disk with room for 100 KB."""
 
-        def __call__(self, data: bytes) -> int:
+        def write(self, data: bytes) -> int:
             if self.size > 100_000:
                 raise OSError(28, "No space left on device")
-            return super().__call__(data)
+            return super().write(data)
 
     monkeypatch.setattr(snapshots, "_Writer", FullDisk)
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
