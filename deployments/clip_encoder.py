@@ -45,12 +45,9 @@ class ClipEncoder:
         Raises:
             BadInput, TooLarge: pointing at the first image that cannot be used.
         """
-        size, small = self._info.image_size, list[bytes]()
+        size = self._info.image_size
         assert size is not None
-        if thumbnails:
-            pixels, small, decoding = await self._decoder.with_thumbnails(images, size)
-        else:
-            pixels, decoding = await self._decoder(images, size)
+        pixels, small, decoding = await self._decoder(images, size, thumbnails)
         vectors, fingerprint, tokens, times = await self.embed_images(pixels)
         return vectors, fingerprint, tokens, decoding.then(times), small
 

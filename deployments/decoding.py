@@ -27,27 +27,25 @@ class Decoder:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads_for(settings.threads, settings.scale.cpus), "decode")
 
-    async def __call__(self, images: Sequence[bytes], size: int) -> tuple[Pixels, StageTimes]:
-        """uint8[n, size, size, 3] for n encoded images.
+    async def __call__(
+        self, images: Sequence[bytes], size: int, thumbnails: bool
+    ) -> tuple[Pixels, list[bytes], StageTimes]:
+        """uint8[n, size, size, 3] for n encoded images; and, where asked for, a small JPEG of each, its
+        longest side at most THUMBNAIL_PX.
 
         Raises:
             BadInput, TooLarge: pointing at the first image that cannot be used.
         """
         start = time.perf_counter()
-        pixels = await self._each(images, lambda data: decode(data, size, self._max_pixels))
-        return np.stack(pixels), StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
-
-    async def with_thumbnails(
-        self, images: Sequence[bytes], size: int
-    ) -> tuple[Pixels, list[bytes], StageTimes]:
-        """The same, and a small JPEG of each image, its longest side at most THUMBNAIL_PX."""
-        start = time.perf_counter()
-        both = await self._each(
-            images, lambda data: decode_with_thumbnail(data, size, self._max_pixels, THUMBNAIL_PX)
-        )
-        pixels, thumbnails = zip(*both, strict=True)
-        times = StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
-        return np.stack(pixels), list(thumbnails), times
+        small: list[bytes] = []
+        if thumbnails:
+            both = await self._each(
+                images, lambda data: decode_with_thumbnail(data, size, self._max_pixels, THUMBNAIL_PX)
+            )
+            pixels, small = [one for one, _ in both], [other for _, other in both]
+        else:
+            pixels = await self._each(images, lambda data: decode(data, size, self._max_pixels))
+        return np.stack(pixels), small, StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
 
     async def _each(self, images: Sequence[bytes], work: Callable[[bytes], Result]) -> list[Result]:
         loop = asyncio.get_running_loop()

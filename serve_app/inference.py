@@ -247,11 +247,7 @@ class Inference:
             encoder = self._handle(self.encoder_name)
             return Rows(*await call(encoder, "embed_encoded", images, thumbnails))
         size = (await self.info(self.encoder_name)).image_size
-        small: list[bytes] = []
-        if thumbnails:
-            pixels, small, decoding = await call(self._preprocessor, "with_thumbnails", images, size)
-        else:
-            pixels, decoding = await call(self._preprocessor, "__call__", images, size)
+        pixels, small, decoding = await call(self._preprocessor, "__call__", images, size, thumbnails)
         rows = Rows(*await call(self._handle(self.encoder_name), "embed_images", pixels))
         return replace(rows, times=decoding.then(rows.times), thumbnails=small)
 
