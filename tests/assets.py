@@ -14,6 +14,8 @@ import torch
 from deployments.models.packages import download, fetch_starter
 
 CACHE: Final = Path(__file__).parent.parent / ".cache"
+CONVERTED: Final = CACHE / "tests"
+"""A cache directory for models made on the spot: the next run finds the same ones converted."""
 
 
 def starter() -> Path:

@@ -20,8 +20,8 @@ from configs.settings import SettingsError
 from deployments.errors import SightlineError
 from deployments.models import adapters
 from deployments.models.directories import check_directory, require_type
-from deployments.models.distilbert import LogitsNetwork
-from deployments.models.pretrained import load_network
+from deployments.models.networks.distilbert import LogitsNetwork
+from deployments.models.networks.pretrained import load_network
 from deployments.models.versions import LATEST, choose
 
 # Other kernels add up in another order; fp32 logits of a DistilBERT then differ by about 1e-6.

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import DistilBertForSequenceClassification
 
-from deployments.models.distilbert import LogitsNetwork
+from deployments.models.networks.distilbert import LogitsNetwork
 from training import checkpoint
 from training.batches import Encoded, by_length, shuffled, tensors
 from training.checkpoint import Epoch, Progress

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from configs.settings import SettingsError
-from deployments.models.adapters import distilbert_weights
 from deployments.models.directories import check_directory, require_type, weight_files
+from deployments.models.networks.adapted import distilbert_weights
 from deployments.models.packages import fetch_starter
 from training.head import DROPOUT
 

@@ -19,7 +19,8 @@ from transformers import DistilBertForSequenceClassification
 from configs.settings import SettingsError
 from deployments.errors import SightlineError
 from deployments.models import adapters
-from deployments.models.pretrained import load_network
+from deployments.models.networks import adapted
+from deployments.models.networks.pretrained import load_network
 from training import datasets, metrics, versions
 from training.compress import low_rank, quantise
 from training.data import DataError
@@ -90,7 +91,7 @@ def make(
     results: list[metrics.Result] = []
 
     def write(directory: Path, version: int) -> None:
-        base = adapters.distilbert_weights(learned.base)
+        base = adapted.distilbert_weights(learned.base)
         tensors = recipe.compress(base, learned.network.state_dict())
         _write_adapter(directory, learned, tensors)
         whole = adapters.materialize(directory, cache_dir)

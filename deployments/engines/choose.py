@@ -1,33 +1,69 @@
-"""Which engine runs a module here."""
+"""Which engine runs a model's networks here."""
 
-from collections.abc import Sequence
+import ctypes
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
-
+from deployments.engines.networks import Networks
 from deployments.engines.protocol import Engine, EngineChoice, PrecisionChoice
 
 
-def compile_module(
-    module: torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor],
-    *,
-    engine: EngineChoice,
-    precision: PrecisionChoice,
-    threads: int,
-) -> Engine:
-    """Compile `module` for this machine; the module is used up and must not be called afterwards.
+@dataclass(frozen=True)
+class Compiled:
+    """An engine for each network, by name, and the facts that came with them."""
+
+    engines: Mapping[str, Engine]
+    facts: Mapping[str, Any]
+
+
+def compile_networks(
+    networks: Networks, *, engine: EngineChoice, precision: PrecisionChoice, threads: int, cache_dir: Path
+) -> Compiled:
+    """Compile for this machine.
 
     `auto` takes torch where a CUDA device is visible and OpenVINO elsewhere; precision `auto` takes
-    bf16 where the hardware computes it natively, fp16 on GPUs without it, and else fp32. The first
-    axis of every input is the batch, the second of a 2-D integer input its length; both are dynamic.
+    bf16 where the hardware computes it natively, fp16 on GPUs without it, and else fp32. `cache_dir` keeps
+    what OpenVINO runs, so that only a first start needs torch for it.
+
+    Raises:
+        SettingsError: the networks' directory is no whole model.
     """
     if engine == "auto":
-        engine = "torch" if torch.cuda.is_available() else "openvino"
-    # Imported late: a GPU replica needs no OpenVINO.
-    if engine == "openvino":
-        from deployments.engines.openvino import OpenVinoEngine
+        engine = "torch" if _cuda_device() else "openvino"
+    # Imported late: each engine brings in what the other does without.
+    if engine == "torch":
+        from deployments.engines.torch import TorchEngine
 
-        return OpenVinoEngine(module, example_inputs, precision=precision, threads=threads)
-    from deployments.engines.torch import TorchEngine
+        built = networks.build()
+        modules = {name: module for name, (module, _) in built.modules.items()}
+        engines = {n: TorchEngine(m, precision=precision, threads=threads) for n, m in modules.items()}
+        return Compiled(engines, built.facts)
+    from deployments.engines.conversion import FACTS, converted
+    from deployments.engines.openvino import OpenVinoEngine, native_precision
 
-    return TorchEngine(module, precision=precision, threads=threads)
+    runs = native_precision(precision)
+    with converted(networks, "fp32" if runs == "fp32" else "fp16", cache_dir) as directory:
+        return Compiled(
+            {
+                file.stem: OpenVinoEngine(file, precision=runs, threads=threads)
+                for file in sorted(directory.glob("*.xml"))
+            },
+            json.loads((directory / FACTS).read_text(encoding="utf-8")),
+        )
+
+
+def _cuda_device() -> bool:
+    """Whether torch would find one. It is only asked where there may be one, for it is slow to import."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # how Ray tells a replica without a GPU
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,13 +1,12 @@
-"""The CPU engine: a torch module converted once to OpenVINO, with dynamic batch and length."""
+"""The CPU engine: a converted network, with dynamic batch and length."""
 
+import ctypes
 import sys
 import threading
-import warnings
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deployments.engines.protocol import PrecisionChoice
@@ -18,7 +17,17 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
 
+__all__ = ["OpenVinoEngine", "native_precision", "ov"]
+
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
+_MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
+
+
+def native_precision(asked: PrecisionChoice) -> str:
+    """What runs: bf16 for `auto` where this CPU computes it natively, and else fp32."""
+    if asked != "auto":
+        return asked
+    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 class OpenVinoEngine:
@@ -26,21 +35,12 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        *,
-        precision: PrecisionChoice,
-        threads: int,
-    ) -> None:
-        core = ov.Core()
-        if precision == "auto":
-            native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            precision = "bf16" if native else "fp32"
-        self.precision: str = precision
-        self._compiled = core.compile_model(
-            _convert(module, example_inputs),
+    def __init__(self, network: Path, *, precision: str, threads: int) -> None:
+        """`network` is an .xml file with its .bin beside it; `precision` fp32 or bf16."""
+        self.precision = precision
+        self._weights = network.with_suffix(".bin")
+        self._compiled = ov.Core().compile_model(
+            network,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -61,17 +61,14 @@ class OpenVinoEngine:
         output = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
         return np.array(output, dtype=np.float32)
 
+    def warmed_up(self) -> None:
+        """Give back the memory of the mapped weights, whose rearranged copies the kernels work with.
 
-def _convert(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> ov.Model:
-    """Trace and convert; the batch, and the length of token inputs, become dynamic."""
-    module = module.eval().float()
-    with warnings.catch_warnings(), torch.inference_mode():
-        # The tracer warns of every Python branch it passes; the parity tests check what came out.
-        warnings.simplefilter("ignore")
-        model = ov.convert_model(module, example_input=tuple(example_inputs))
-    shapes = {}
-    for port, example in zip(model.inputs, example_inputs, strict=True):
-        tokens = example.ndim == 2 and not example.is_floating_point()
-        shapes[port] = [-1, -1] if tokens else [-1, *example.shape[1:]]
-    model.reshape(shapes)
-    return model
+        Should a kernel want them again, they are read from the file.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                if line.rstrip().removesuffix(" (deleted)").endswith(f" {self._weights}"):
+                    first, last = (int(address, 16) for address in line.split()[0].split("-"))
+                    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)

@@ -22,3 +22,6 @@ class Engine(Protocol):
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network. The result belongs to the caller: no later call overwrites it."""
+
+    def warmed_up(self) -> None:
+        """Called once, when the shapes that are usual have run: what only that needed can go."""

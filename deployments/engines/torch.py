@@ -29,6 +29,9 @@ class TorchEngine:
         output: NDArray[np.float32] = self._module(*tensors).float().cpu().numpy()
         return output
 
+    def warmed_up(self) -> None:
+        """It holds nothing that only the first calls need."""
+
 
 def _native_precision(cuda: bool) -> str:
     if cuda:

@@ -13,30 +13,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from configs.settings import SettingsError
+from deployments import isolated
 from deployments.models.directories import ADAPTER_WEIGHTS, read_json
 from deployments.models.packages import fetch_starter
 
 WEIGHTS: Final = ADAPTER_WEIGHTS
 CONFIG_KEY: Final = "adapter"  # in config.json: what the adapter was made for
-
-_LAYER_NAMES: Final = {
-    "attention.self.query": "attention.q_lin",
-    "attention.self.key": "attention.k_lin",
-    "attention.self.value": "attention.v_lin",
-    "attention.output.dense": "attention.out_lin",
-    "attention.output.LayerNorm": "sa_layer_norm",
-    "intermediate.dense": "ffn.lin1",
-    "output.dense": "ffn.lin2",
-    "output.LayerNorm": "output_layer_norm",
-}
 
 
 def is_adapter(directory: Path) -> bool:
@@ -71,8 +57,7 @@ def materialize(adapter_dir: Path, cache_dir: Path) -> Path:
         raise SettingsError(f"the adapter {adapter_dir} was made for another base than {base}")
     scratch = Path(tempfile.mkdtemp(dir=starter, prefix=".adapter-"))
     try:
-        weights = merge(distilbert_weights(base), load_file(adapter_dir / WEIGHTS))
-        save_file(weights, scratch / "model.safetensors", {"format": "pt"})
+        isolated.call(_write_weights, adapter_dir, base, scratch)
         (scratch / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         shutil.copy(base / "tokenizer.json", scratch)
         # mkdtemp and safetensors keep what they make to its owner; the server may be another user.
@@ -94,45 +79,8 @@ def base_sha256(base: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def merge(base: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The adapted weights, float32. Raises SettingsError if a change does not fit the base."""
-    merged = {name: tensor.float() for name, tensor in base.items()}
-    for name, tensor in adapter.items():
-        target, _, kind = name.rpartition(".")
-        try:
-            if kind == "left":
-                merged[target] = merged[target] + tensor.float() @ adapter[f"{target}.right"].float()
-            elif kind == "codes":
-                rows, steps = adapter[f"{target}.rows"].long(), adapter[f"{target}.steps"].float()
-                levels = torch.stack((tensor & 15, tensor >> 4), -1).flatten(1).float() - 7.5
-                merged[target] = merged[target].clone()
-                merged[target][rows] += levels * steps[:, None]
-            elif kind not in ("right", "rows", "steps"):
-                merged[name] = tensor.float()
-        except (KeyError, IndexError, RuntimeError) as error:
-            raise SettingsError(f"the adapter's {name} does not fit the base: {error}") from error
-    return {name: tensor.contiguous() for name, tensor in merged.items()}
+def _write_weights(adapter_dir: Path, base: Path, directory: Path) -> None:
+    """Imports torch."""
+    from deployments.models.networks import adapted
 
-
-def distilbert_weights(minilm: Path) -> dict[str, torch.Tensor]:
-    """MiniLM's encoder under DistilBERT's names, float32, without a head.
-
-    DistilBERT has no token types: every token is of type 0, so that row moves into the positions. It has
-    no pooler either. The output equals BERT's to 2e-5.
-    """
-    weights = {n.removeprefix("bert."): t for n, t in load_file(minilm / "model.safetensors").items()}
-    embeddings = "distilbert.embeddings"
-    out = {
-        f"{embeddings}.word_embeddings.weight": weights["embeddings.word_embeddings.weight"],
-        f"{embeddings}.position_embeddings.weight": weights["embeddings.position_embeddings.weight"]
-        + weights["embeddings.token_type_embeddings.weight"][0],
-    }
-    for part in ("weight", "bias"):
-        out[f"{embeddings}.LayerNorm.{part}"] = weights[f"embeddings.LayerNorm.{part}"]
-        layer = 0
-        while f"encoder.layer.{layer}.output.dense.weight" in weights:
-            for theirs, ours in _LAYER_NAMES.items():
-                name = f"distilbert.transformer.layer.{layer}.{ours}.{part}"
-                out[name] = weights[f"encoder.layer.{layer}.{theirs}.{part}"]
-            layer += 1
-    return {name: tensor.float() for name, tensor in out.items()}
+    adapted.write(adapter_dir / WEIGHTS, base, directory / "model.safetensors")

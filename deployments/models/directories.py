@@ -57,6 +57,11 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
+def definition_files(directory: Path) -> list[Path]:
+    """What beside the weights defines a model: its configurations and its tokenizer's vocabulary."""
+    return sorted(path for path in directory.iterdir() if path.suffix in (".json", ".txt"))
+
+
 def require_type(directory: Path, model_type: str) -> dict[str, Any]:
     """config.json, checked to be of `model_type`."""
     config = read_json(directory / "config.json")

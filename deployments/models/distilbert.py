@@ -1,40 +1,21 @@
-"""Text classifiers: any DistilBertForSequenceClassification directory in Hugging Face layout.
-
-Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108.
-"""
+"""Text classifiers: any DistilBertForSequenceClassification directory in Hugging Face layout."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import DistilBertForSequenceClassification
 
 from configs.settings import ClassifierSettings
-from deployments.engines.choose import compile_module
+from deployments.engines.choose import compile_networks
+from deployments.engines.networks import Networks
 from deployments.models.base import ModelInfo
-from deployments.models.directories import architecture, require_type, weight_files
-from deployments.models.pretrained import load_network
+from deployments.models.directories import architecture, definition_files, require_type, weight_files
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Classifier, TextTower, fingerprint
-
-
-class LogitsNetwork(nn.Module):
-    """Ids and mask int64[n, length] to logits [n, labels]."""
-
-    def __init__(self, classifier: DistilBertForSequenceClassification) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(input_ids=ids, attention_mask=mask).logits
-        return logits.float()
 
 
 def load(
     name: str,
     directory: Path,
     settings: ClassifierSettings,
+    cache_dir: Path,
     threads: int,
     source: str,
     notes: tuple[str, ...],
@@ -42,21 +23,18 @@ def load(
     """Load, compile and warm up. Raises SettingsError for a directory that is no whole classifier."""
     require_type(directory, "distilbert")
     weights = weight_files(directory)
-    network = load_network(DistilBertForSequenceClassification, directory, attn_implementation="sdpa")
-    config: Any = network.config
-    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-    tokenizer = TextTokenizer.from_directory(directory, config.max_position_embeddings)
-    pad_id = int(config.pad_token_id or 0)
-    example = torch.ones((2, 7), dtype=torch.int64)
-    engine = compile_module(
-        LogitsNetwork(network),
-        [example, example],
+    compiled = compile_networks(
+        Networks(
+            "deployments.models.networks.distilbert", directory, (*weights, *definition_files(directory))
+        ),
         engine=settings.engine,
         precision=settings.precision,
         threads=threads,
+        cache_dir=cache_dir,
     )
-    del network
-    text = TextTower(engine, tokenizer, pad_id=pad_id, masked=True)
+    facts, engine = compiled.facts, compiled.engines["text"]
+    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
+    text = TextTower(engine, tokenizer, pad_id=facts["pad_id"], masked=True)
     text.warm_up()
     info = ModelInfo(
         id=name,
@@ -65,7 +43,7 @@ def load(
         fingerprint=fingerprint(weights, tokenizer.definition(), architecture(directory)),
         engine=engine.name,
         precision=engine.precision,
-        labels=labels,
+        labels=tuple(facts["labels"]),
         max_tokens=tokenizer.max_tokens,
         notes=notes,
     )

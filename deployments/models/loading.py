@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.settings import ClassifierSettings, ClipSettings
+from deployments.models import adapters, clip, distilbert, starter
 from deployments.models.sources import Source
 from deployments.models.towers import Classifier, Encoder
 from deployments.models.versions import LATEST, choose
@@ -19,14 +20,9 @@ def load_encoder(source: Source, settings: ClipSettings, cache_dir: Path, thread
         NotReady: the weights could not be fetched.
     """
     directory = source.fetch(cache_dir)
-    # Imported late: each family brings in what it needs of torch and transformers.
     if source.kind == "starter":
-        from deployments.models import starter
-
-        return starter.load(directory, settings, threads, source.notes)
-    from deployments.models import clip
-
-    return clip.load(directory, settings, threads, str(source), source.notes)
+        return starter.load(directory, settings, cache_dir, threads, source.notes)
+    return clip.load(directory, settings, cache_dir, threads, str(source), source.notes)
 
 
 def load_classifier(
@@ -44,9 +40,7 @@ def load_classifier(
         NotReady: the weights could not be fetched, or the source is unavailable.
     """
     directory, number = choose(source.fetch(cache_dir), version)
-    from deployments.models import adapters, distilbert
-
     if adapters.is_adapter(directory):
         directory = adapters.materialize(directory, cache_dir)
-    loaded = distilbert.load(name, directory, settings, threads, str(source), source.notes)
+    loaded = distilbert.load(name, directory, settings, cache_dir, threads, str(source), source.notes)
     return replace(loaded, info=replace(loaded.info, version=number))

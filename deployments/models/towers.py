@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.engines.networks import file_sha256
 from deployments.engines.protocol import Engine
 from deployments.errors import BadInput
 from deployments.models.base import Model, ModelInfo, Pixels, Vectors
@@ -44,6 +45,7 @@ class ImageTower(Model[Pixels, Pixels, Vectors]):
         """Run a few batch sizes, so that the first request finds kernels and memory ready."""
         for n in _WARM_IMAGES:
             self.forward([np.zeros((self.size, self.size, 3), np.uint8)] * n)
+        self.engine.warmed_up()
 
 
 class TextTower(Model[str, Tokens, Vectors]):
@@ -79,6 +81,7 @@ class TextTower(Model[str, Tokens, Vectors]):
         token = self.tokenizer.encode("a")[:1]
         for n, length in _WARM_TEXT:
             self.forward([np.repeat(token, min(length, self.tokenizer.max_tokens))] * n)
+        self.engine.warmed_up()
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,7 @@ def fingerprint(weights: Iterable[Path], *definitions: str) -> str:
     """sha256 over the weight files' bytes and whatever else decides the output, 64 hex digits."""
     digest = hashlib.sha256()
     for path in sorted(weights):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(file_sha256(path))
     for definition in definitions:
         digest.update(hashlib.sha256(definition.encode()).digest())
     return digest.hexdigest()

@@ -3,28 +3,16 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from deployments.engines.choose import compile_module
-
-
-class Weighted(torch.nn.Module):
-    """Sums of embeddings of ids, weighted: two inputs, dynamic in both axes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = torch.nn.Embedding(100, 64)
-        self.linear = torch.nn.Linear(64, 8)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.embedding(ids) * mask.unsqueeze(-1)
-        out: torch.Tensor = self.linear(hidden.sum(1)).float()
-        return out
+from deployments.engines.choose import compile_networks
+from deployments.engines.protocol import Engine
+from tests.unit.models.weighted import Weighted, networks
 
 
 def inputs(n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,16 +20,19 @@ def inputs(n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     return random.integers(0, 100, (n, length)), random.integers(0, 2, (n, length))
 
 
-EXAMPLE = [torch.ones((2, 5), dtype=torch.int64)] * 2
+def compiled_sums(directory: Path, engine: Any, precision: Any, threads: int = 2) -> Engine:
+    return compile_networks(
+        networks(directory), engine=engine, precision=precision, threads=threads, cache_dir=directory
+    ).engines["sums"]
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.3)])
 @torch.inference_mode()
 def test_any_batch_and_length(
-    engine: Literal["openvino", "torch"], precision: Literal["fp32", "bf16"], tolerance: float
+    engine: Literal["openvino", "torch"], precision: Literal["fp32", "bf16"], tolerance: float, tmp_path: Path
 ) -> None:
-    compiled = compile_module(Weighted(), EXAMPLE, engine=engine, precision=precision, threads=2)
+    compiled = compiled_sums(tmp_path, engine, precision)
     assert compiled.precision == precision
     compiled(*inputs(1, 4))
     for shape in [(1, 1), (2, 5), (7, 3), (32, 40), (1, 1)]:
@@ -53,8 +44,10 @@ def test_any_batch_and_length(
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
-def test_calls_from_many_threads_keep_their_own_results(engine: Literal["openvino", "torch"]) -> None:
-    compiled = compile_module(Weighted(), EXAMPLE, engine=engine, precision="fp32", threads=2)
+def test_calls_from_many_threads_keep_their_own_results(
+    engine: Literal["openvino", "torch"], tmp_path: Path
+) -> None:
+    compiled = compiled_sums(tmp_path, engine, "fp32")
     batches = [inputs(n, length) for n in range(1, 9) for length in range(1, 9)]
     wanted = [compiled(*batch) for batch in batches]
     kept = [array.copy() for array in wanted]
@@ -65,8 +58,8 @@ def test_calls_from_many_threads_keep_their_own_results(engine: Literal["openvin
         np.testing.assert_array_equal(array, copy)
 
 
-def test_auto_is_what_this_machine_runs_natively() -> None:
-    compiled = compile_module(Weighted(), EXAMPLE, engine="auto", precision="auto", threads=1)
+def test_auto_is_what_this_machine_runs_natively(tmp_path: Path) -> None:
+    compiled = compiled_sums(tmp_path, "auto", "auto", threads=1)
     if torch.cuda.is_available():
         assert compiled.name == "torch-cuda"
         assert compiled.precision in ("bf16", "fp16")
@@ -75,16 +68,30 @@ def test_auto_is_what_this_machine_runs_natively() -> None:
         assert compiled.precision in ("bf16", "fp32")
 
 
-def test_openvino_opens_no_connection() -> None:
+@torch.inference_mode()
+def test_results_stay_after_the_weights_are_given_back(tmp_path: Path) -> None:
+    compiled = compiled_sums(tmp_path, "openvino", "fp32")
+    arrays = inputs(3, 4)
+    before = compiled(*arrays)
+    compiled.warmed_up()
+    np.testing.assert_array_equal(compiled(*arrays), before)
+    other = inputs(9, 11)  # a shape that kernels are made for only now
+    wanted = Weighted()(*map(torch.from_numpy, other)).numpy()
+    np.testing.assert_allclose(compiled(*other), wanted, atol=1e-4)
+
+
+def test_openvino_opens_no_connection(tmp_path: Path) -> None:
     """Importing openvino and converting would both report to an analytics host."""
-    program = """
-import socket, subprocess, sys, multiprocessing
-def refuse(*arguments, **options): raise SystemExit(f"connects: {arguments}")
+    program = f"""
+import pathlib, socket, sys, multiprocessing
+def refuse(*arguments, **options): raise SystemExit(f"connects: {{arguments}}")
 socket.socket.connect = socket.getaddrinfo = refuse
 multiprocessing.Process.start = refuse
-import torch
-from deployments.engines.choose import compile_module
-compile_module(torch.nn.Linear(3, 2), [torch.ones(1, 3)], engine="openvino", precision="fp32", threads=1)
+import torch  # so that the conversion happens in this process
+from deployments.engines.choose import compile_networks
+from tests.unit.models.weighted import networks
+directory = pathlib.Path({str(tmp_path)!r})
+compile_networks(networks(directory), engine="openvino", precision="fp32", threads=1, cache_dir=directory)
 assert not any(name.startswith("openvino_telemetry.") for name in sys.modules), "telemetry was loaded"
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

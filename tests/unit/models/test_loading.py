@@ -18,7 +18,7 @@ from tests import assets
 
 def load(directory: Path, **settings: Any) -> Encoder:
     source = Source("directory", str(directory))
-    return load_encoder(source, ClipSettings(**settings), Path("unused"), threads=1)
+    return load_encoder(source, ClipSettings(**settings), assets.CONVERTED, threads=1)
 
 
 def copy(directory: Path, target: Path) -> Path:
@@ -87,7 +87,9 @@ def test_another_architecture_is_refused(tiny: Path) -> None:
     with pytest.raises(SettingsError, match="type 'bert'; accepted here: 'clip'"):
         load(assets.starter() / "minilm")
     with pytest.raises(SettingsError, match="type 'clip'; accepted here: 'distilbert'"):
-        load_classifier("x", Source("directory", str(tiny)), ClassifierSettings(), Path("unused"), threads=1)
+        load_classifier(
+            "x", Source("directory", str(tiny)), ClassifierSettings(), assets.CONVERTED, threads=1
+        )
 
 
 def test_a_broken_config_is_named(tiny: Path, tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_labels_keep_their_order(tmp_path: Path) -> None:
     labels = tuple(f"label {i}" for i in range(12))  # "10" sorts before "2" as text
     directory = assets.distilbert_directory(tmp_path, labels)
     source = Source("directory", str(directory))
-    classifier = load_classifier("topics", source, ClassifierSettings(), Path("unused"), threads=1)
+    classifier = load_classifier("topics", source, ClassifierSettings(), assets.CONVERTED, threads=1)
     assert classifier.info.labels == labels
     assert (classifier.info.id, classifier.info.task) == ("topics", "text-classification")
     rows = classifier.text.run([classifier.text.pre(text) for text in ("good", "", "bad " * 600)])

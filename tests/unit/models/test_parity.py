@@ -71,8 +71,8 @@ def clip_reference(directory: Path) -> Reference:
 
 def check_clip(wanted: Reference, engine: Any, precision: Any, least: float) -> None:
     settings = ClipSettings(source=str(wanted.directory), engine=engine, precision=precision)
-    source = resolve(settings, Path("unused"), starter="")
-    encoder = load_encoder(source, settings, Path("unused"), threads=2)
+    source = resolve(settings, assets.CONVERTED, starter="")
+    encoder = load_encoder(source, settings, assets.CONVERTED, threads=2)
 
     files = [photos.encoded(photo) for photo in photos.photos().values()]
     pixels = [encoder.image.pre(decode(file, wanted.size, 10**7)) for file in files]
@@ -132,8 +132,8 @@ def check_distilbert(directory: Path, engine: Any, precision: Any, least: float)
     del reference
 
     settings = ClassifierSettings(source=str(directory), engine=engine, precision=precision)
-    source = resolve(settings, Path("unused"), starter=None)
-    classifier = load_classifier("sentiment", source, settings, Path("unused"), threads=2)
+    source = resolve(settings, assets.CONVERTED, starter=None)
+    classifier = load_classifier("sentiment", source, settings, assets.CONVERTED, threads=2)
     tokens = [classifier.text.pre(text) for text in TEXTS]
     assert [len(t) for t in tokens] == encoded.attention_mask.sum(1).tolist()
     together = np.stack(classifier.text.run(tokens))

@@ -11,7 +11,8 @@ from transformers import BertModel, DistilBertModel
 from configs.settings import ClassifierSettings, SettingsError
 from deployments.models import adapters
 from deployments.models.loading import load_classifier
-from deployments.models.pretrained import load_network
+from deployments.models.networks import adapted
+from deployments.models.networks.pretrained import load_network
 from deployments.models.sources import Source
 from tests.assets import starter
 from training.compress import low_rank, quantise
@@ -54,7 +55,7 @@ def test_a_change_survives_in_four_bits() -> None:
     assert small["matrix.codes"].dtype == torch.uint8
     assert small["matrix.codes"].shape[1] == 150
     assert 7 not in small["matrix.rows"]
-    merged = adapters.merge(base, small)
+    merged = adapted.merge(base, small)
     assert merged.keys() == tuned.keys()
     assert torch.equal(merged["same"], base["same"])
     assert torch.equal(merged["matrix"][7], base["matrix"][7])
@@ -74,13 +75,13 @@ def test_a_change_of_low_rank_survives_whole() -> None:
         "matrix.left": (40, 3),
         "matrix.right": (3, 30),
     }
-    torch.testing.assert_close(adapters.merge(base, small)["matrix"], tuned["matrix"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(adapted.merge(base, small)["matrix"], tuned["matrix"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("names", [("matrix.left",), ("other.left", "other.right")])
 def test_half_a_product_is_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="does not fit the base"):
-        adapters.merge({"matrix": torch.zeros(2, 2)}, {name: torch.zeros(2, 2) for name in names})
+        adapted.merge({"matrix": torch.zeros(2, 2)}, {name: torch.zeros(2, 2) for name in names})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_change_that_does_not_fit_is_refused(target: str, columns: int, rows: 
     if rows is not None:
         small[f"{target}.rows"] = torch.tensor(rows)
     with pytest.raises(SettingsError, match="does not fit the base"):
-        adapters.merge({"matrix": torch.zeros(2, 4)}, small)
+        adapted.merge({"matrix": torch.zeros(2, 4)}, small)
 
 
 def write_adapter(directory: Path, *, base: str | None = None) -> Path:
@@ -103,7 +104,7 @@ def write_adapter(directory: Path, *, base: str | None = None) -> Path:
     minilm = starter() / "minilm"
     network = build(minilm, ("no", "yes"), seed=0)
     directory.mkdir(parents=True)
-    weights = quantise(adapters.distilbert_weights(minilm), network.state_dict())
+    weights = quantise(adapted.distilbert_weights(minilm), network.state_dict())
     save_file(weights, directory / adapters.WEIGHTS)
     config = {**network.config.to_diff_dict(), adapters.CONFIG_KEY: {"base_sha256": base}}
     (directory / "config.json").write_text(json.dumps(config))

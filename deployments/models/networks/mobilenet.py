@@ -8,10 +8,6 @@ from typing import Final
 import torch
 from torch import nn
 
-# ImageNet's own, which the weights were trained with.
-MEAN: Final = (0.485, 0.456, 0.406)
-STD: Final = (0.229, 0.224, 0.225)
-
 # Table 2 of the paper: expansion, output channels, repeats, first stride.
 _BLOCKS: Final = (
     (1, 16, 1, 1),

@@ -1,0 +1,102 @@
+"""Networks converted to OpenVINO's own format, once for each model, and kept on disk."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from deployments import isolated
+from deployments.engines.networks import Networks
+from deployments.process_lock import process_lock
+
+if TYPE_CHECKING:
+    import openvino as ov
+    import torch
+
+_log = logging.getLogger("sightline")
+
+Stored = Literal["fp32", "fp16"]
+"""How weights lie on disk: as they are, or halved for engines that compute in half precision anyway."""
+
+FACTS: Final = "facts.json"
+
+
+@contextmanager
+def converted(networks: Networks, stored: Stored, cache_dir: Path) -> Iterator[Path]:
+    """The directory with facts.json and the .xml and .bin of each network, converted first if need be.
+
+    Any number of processes may want it at once: one converts, the others wait for it. What another version
+    of the code or its packages left of the same model is removed. Where the cache cannot be written to,
+    every start converts for itself.
+
+    Raises:
+        SettingsError: the directory is no whole model.
+    """
+    shelf = cache_dir / "engines" / f"{networks.sources()[:32]}-{stored}"
+    target = shelf / networks.makers()[:16]
+    if not target.is_dir():
+        begun = time.monotonic()
+        try:
+            _convert_into(target, networks, stored)
+        except OSError as error:
+            _log.warning("converted networks cannot be kept in %s: %s", shelf, error)
+            with tempfile.TemporaryDirectory(prefix="sightline-") as scratch:
+                isolated.call(_convert_all, networks, stored, Path(scratch))
+                yield Path(scratch)  # an engine that has opened its files keeps them
+            return
+        _log.info("%s: converted for OpenVINO in %.1f s", networks.directory, time.monotonic() - begun)
+    yield target
+
+
+def _convert_into(target: Path, networks: Networks, stored: Stored) -> None:
+    shelf = target.parent
+    shelf.mkdir(parents=True, exist_ok=True)
+    with process_lock(shelf / ".lock"):
+        if target.is_dir():
+            return  # another process was first
+        for leftover in shelf.glob("*/"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(dir=shelf))
+        isolated.call(_convert_all, networks, stored, scratch)
+        scratch.chmod(0o755)  # mkdtemp keeps it to its owner; the server may be another user
+        scratch.rename(target)
+
+
+def _convert_all(networks: Networks, stored: Stored, directory: Path) -> None:
+    """Imports torch, and whatever else makes the networks."""
+    from deployments.engines.openvino import ov
+
+    built = networks.build()
+    for name, (module, examples) in built.modules.items():
+        model = _convert(module, examples)
+        ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=stored == "fp16")
+    (directory / FACTS).write_text(json.dumps(built.facts), encoding="utf-8")
+    for file in directory.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def _convert(module: "torch.nn.Module", examples: "tuple[torch.Tensor, ...]") -> "ov.Model":
+    """Trace and convert; the batch, and the length of token inputs, become dynamic."""
+    import torch
+
+    from deployments.engines.openvino import ov
+
+    module = module.eval().float()
+    with warnings.catch_warnings(), torch.inference_mode():
+        # The tracer warns of every Python branch it passes; the parity tests check what came out.
+        warnings.simplefilter("ignore")
+        model = ov.convert_model(module, example_input=examples)
+    shapes = {}
+    for port, example in zip(model.inputs, examples, strict=True):
+        tokens = example.ndim == 2 and not example.is_floating_point()
+        shapes[port] = [-1, -1] if tokens else [-1, *example.shape[1:]]
+    model.reshape(shapes)
+    return model
