@@ -1,1 +1,1 @@
-"""Engines run a network: OpenVINO on CPU, torch on CUDA and as the reference."""
+"""Engines run a network: OpenVINO on CPU, torch on CUDA and, as the reference, on CPU."""

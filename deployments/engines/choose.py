@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.engines.networks import Networks
+from deployments.engines.networks import Built, Networks
 from deployments.engines.protocol import Engine, EngineChoice, PrecisionChoice
 
 
@@ -36,12 +36,7 @@ def compile_networks(
         engine = "torch" if _cuda_device() else "openvino"
     # Imported late: each engine brings in what the other does without.
     if engine == "torch":
-        from deployments.engines.torch import TorchEngine
-
-        built = networks.build()
-        modules = {name: module for name, (module, _) in built.modules.items()}
-        engines = {n: TorchEngine(m, precision=precision, threads=threads) for n, m in modules.items()}
-        return Compiled(engines, built.facts)
+        return _on_torch(networks.build(), precision, threads)
     from deployments.engines.conversion import FACTS, converted
     from deployments.engines.openvino import OpenVinoEngine, native_precision
 
@@ -54,6 +49,20 @@ def compile_networks(
             },
             json.loads((directory / FACTS).read_text(encoding="utf-8")),
         )
+
+
+def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compiled:
+    from deployments.engines.cuda import CudaEngine
+    from deployments.engines.torch import TorchEngine
+
+    max_tokens = built.facts.get("max_tokens")
+    engines: dict[str, Engine] = {
+        name: CudaEngine(module, precision=precision, max_tokens=max_tokens)
+        if _cuda_device()
+        else TorchEngine(module, precision=precision, threads=threads)
+        for name, (module, _) in built.modules.items()
+    }
+    return Compiled(engines, built.facts)
 
 
 def _cuda_device() -> bool:

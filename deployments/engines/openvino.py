@@ -34,6 +34,7 @@ class OpenVinoEngine:
     """One compiled network with one stream of `threads` threads, and one infer request per thread."""
 
     name = "openvino"
+    concurrency = 1
 
     def __init__(self, network: Path, *, precision: str, threads: int) -> None:
         """`network` is an .xml file with its .bin beside it; `precision` fp32 or bf16."""

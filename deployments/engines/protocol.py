@@ -20,6 +20,10 @@ class Engine(Protocol):
     def precision(self) -> str:
         """What runs: `fp32`, `bf16` or `fp16`, never `auto`."""
 
+    @property
+    def concurrency(self) -> int:
+        """Calls that run best at the same time."""
+
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network. The result belongs to the caller: no later call overwrites it."""
 

@@ -44,7 +44,8 @@ class ImageTower(Model[Pixels, Pixels, Vectors]):
     def warm_up(self) -> None:
         """Run a few batch sizes, so that the first request finds kernels and memory ready."""
         for n in _WARM_IMAGES:
-            self.forward([np.zeros((self.size, self.size, 3), np.uint8)] * n)
+            for _ in range(self.engine.concurrency):
+                self.forward([np.zeros((self.size, self.size, 3), np.uint8)] * n)
         self.engine.warmed_up()
 
 
@@ -80,7 +81,8 @@ class TextTower(Model[str, Tokens, Vectors]):
         """Run a few shapes, so that the first request finds kernels and memory ready."""
         token = self.tokenizer.encode("a")[:1]
         for n, length in _WARM_TEXT:
-            self.forward([np.repeat(token, min(length, self.tokenizer.max_tokens))] * n)
+            for _ in range(self.engine.concurrency):
+                self.forward([np.repeat(token, min(length, self.tokenizer.max_tokens))] * n)
         self.engine.warmed_up()
 
 

@@ -78,7 +78,11 @@ def build(directory: Path) -> Built:
             ),
             "text": (text_network, (example, example)),
         },
-        {"dimensions": len(semantics["centre"]), "tokenizer": tokenizer.definition()},
+        {
+            "dimensions": len(semantics["centre"]),
+            "tokenizer": tokenizer.definition(),
+            "max_tokens": tokenizer.max_tokens,
+        },
     )
 
 

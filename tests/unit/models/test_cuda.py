@@ -1,0 +1,105 @@
+"""The CUDA engine against the CPU's: graphs, padding, threads, and what cannot be captured."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.engines.buckets import MAX_ROWS
+from deployments.engines.cuda import CudaEngine
+from deployments.engines.torch import TorchEngine
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+LIMIT = 50
+
+
+class Counted(torch.nn.Module):
+    """Sums of embeddings of ids and positions, masked; counts its calls, which a replay does not make."""
+
+    def __init__(self, syncs_at_rows: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(100, 64)
+        self.positions = torch.nn.Embedding(LIMIT, 64)
+        self.linear = torch.nn.Linear(64, 8)
+        self.syncs_at_rows = syncs_at_rows
+        self.calls = 0
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if len(ids) == self.syncs_at_rows:
+            ids.sum().item()  # waits for the device, which no capture allows
+        places = self.positions(torch.arange(ids.shape[1], device=ids.device))
+        hidden = (self.embedding(ids) + places) * mask.unsqueeze(-1)
+        out: torch.Tensor = self.linear(hidden.sum(1))
+        return out
+
+
+def batch(n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(n * 1000 + length)
+    return random.integers(0, 100, (n, length)), random.integers(0, 2, (n, length))
+
+
+SHAPES = [(1, 1), (2, 5), (7, 3), (32, 40), (5, LIMIT), (MAX_ROWS, 9), (MAX_ROWS + 1, 9), (1, 1), (6, 4)]
+
+
+def reference(arrays: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return TorchEngine(Counted(), precision="fp32", threads=1)(*arrays)
+
+
+@pytest.mark.parametrize("max_tokens", [LIMIT, None])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.5), ("auto", 0.5)])
+def test_results_are_those_of_the_cpu(precision: str, tolerance: float, max_tokens: int | None) -> None:
+    engine = CudaEngine(Counted(), precision=precision, max_tokens=max_tokens)  # type: ignore[arg-type]
+    assert engine.precision in ("fp32", "bf16", "fp16")
+    for arrays in [batch(*shape) for shape in SHAPES for _ in range(3)]:
+        result = engine(*arrays)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, reference(arrays), atol=tolerance)
+
+
+def test_a_shape_seen_before_is_replayed() -> None:
+    module = Counted()
+    engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT)
+    for _ in range(engine.concurrency):
+        engine(*batch(5, 9))
+    calls = module.calls
+    for shape in [(5, 9), (6, 16), (5, 12)]:  # of one bucket
+        np.testing.assert_allclose(engine(*batch(*shape)), reference(batch(*shape)), atol=1e-4)
+    assert module.calls == calls
+    engine(*batch(MAX_ROWS + 1, 9))
+    assert module.calls == calls + 1
+
+
+def test_what_cannot_be_captured_runs_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
+    engine = CudaEngine(Counted(syncs_at_rows=4), precision="fp32", max_tokens=LIMIT)
+    for shape in [(1, 3), (4, 3), (2, 3), (4, 3), (3, 3)] * 4:
+        np.testing.assert_allclose(engine(*batch(*shape)), reference(batch(*shape)), atol=1e-4)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == engine.concurrency  # once for each lane, not for each call
+
+
+def test_the_number_of_graphs_is_bounded() -> None:
+    module = Counted()
+    engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT, max_graphs=2)
+    for n in [1, 2, 3, 4, 6, 8, 1, 2, 3] * engine.concurrency:
+        np.testing.assert_allclose(engine(*batch(n, 3)), reference(batch(n, 3)), atol=1e-4)
+    for _ in range(engine.concurrency):
+        engine(*batch(1, 3))
+    calls = module.calls
+    for _ in range(engine.concurrency):
+        engine(*batch(1, 3))
+    assert module.calls == calls
+
+
+def test_calls_from_many_threads_keep_their_own_results() -> None:
+    engine = CudaEngine(Counted(), precision="fp32", max_tokens=LIMIT)
+    batches = [batch(n, length) for n in range(1, 9) for length in range(1, 20, 3)] * 5
+    wanted = [reference(arrays) for arrays in batches]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda arrays: engine(*arrays), batches))
+    for result, expected in zip(results, wanted, strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-4)
