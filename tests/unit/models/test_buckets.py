@@ -1,6 +1,5 @@
 """Buckets: which shapes, how much padding, and that no real row notices it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def test_a_buffer_shows_nothing_of_the_batch_before_in_the_rows_of_this_one() ->
 
 
 @pytest.fixture(params=["clip", "clip-old", "distilbert", "minilm"])
-def text_network(request: pytest.FixtureRequest) -> Iterator[tuple[torch.nn.Module, bool]]:
+def text_network(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, bool]:
     """A text network of each family with random weights, and whether it takes a mask."""
     torch.manual_seed(0)
     network: torch.nn.Module
@@ -88,7 +87,7 @@ def text_network(request: pytest.FixtureRequest) -> Iterator[tuple[torch.nn.Modu
         network = distilbert.LogitsNetwork(DistilBertForSequenceClassification(classifier))
     else:
         network = starter.TextNetwork(BertModel(BertConfig(**SMALL, **SMALL_TEXT), add_pooling_layer=False))
-    yield network.eval(), not request.param.startswith("clip")
+    return network.eval(), not request.param.startswith("clip")
 
 
 @torch.inference_mode()
