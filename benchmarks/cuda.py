@@ -106,7 +106,7 @@ def measure_all(networks: Networks, jpegs: Sequence[bytes], options: argparse.Na
     recorded = works(with_engines(networks, recorders), jpegs)
     plain = [CudaEngine(module, precision=options.precision, max_graphs=0) for module in modules]
     eager = works(with_engines(networks, plain), jpegs)
-    served = [works(networks, jpegs) for _ in range(CudaEngine.concurrency)]
+    served = [works(networks, jpegs) for _ in range(networks.concurrency)]
     place = {"image": 0, "text": 1, "classify": 2, "classify-long": 2}
     results = []
     for kind in KINDS:

@@ -32,6 +32,10 @@ class Networks:
     classifier: Classifier
     decoders: ThreadPoolExecutor
 
+    @property
+    def concurrency(self) -> int:
+        return self.encoder.image.engine.concurrency
+
 
 def load(cache_dir: Path, precision: Precision, threads: int) -> Networks:
     clip, news = build_models(cache_dir)

@@ -4,8 +4,9 @@ What a server adds can only cost; how near it comes to this is what serving is m
 
     python -m benchmarks.roof [--seconds 1] [--precisions bf16,fp32] [--layouts 1x2,2x1]
 
-A layout is workers x threads: `1x2` is one network on two threads, `2x1` two on one thread each, with no
-barrier between them. On a CUDA machine the engine is torch and one worker is all there is.
+A layout is networks x threads: `1x2` is one network on two threads, `2x1` two on one thread each, with no
+barrier between them. A network gets as many batches at once as its engine takes. On a CUDA machine one
+network is all there is; benchmarks.cuda tells what the GPU gives without the engine.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def measure_layout(
     count, threads = (int(number) for number in layout.split("x"))
     networks = [load(cache_dir, precision, threads) for _ in range(count)]
     info = networks[0].encoder.info
-    each = [works(network, jpegs) for network in networks]
+    each = [works(network, jpegs) for network in networks for _ in range(network.concurrency)]
     results = []
     for kind in each[0]:
         for batch in options.batches:

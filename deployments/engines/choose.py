@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deployments.engines.networks import Built, Networks
 from deployments.engines.protocol import Engine, EngineChoice, PrecisionChoice
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compile
     from deployments.engines.cuda import CudaEngine
     from deployments.engines.torch import TorchEngine
 
-    max_tokens = built.facts.get("max_tokens")
-    engines: dict[str, Engine] = {
-        name: CudaEngine(module, precision=precision, max_tokens=max_tokens)
-        if _cuda_device()
-        else TorchEngine(module, precision=precision, threads=threads)
-        for name, (module, _) in built.modules.items()
-    }
-    return Compiled(engines, built.facts)
+    cuda, max_tokens = _cuda_device(), built.facts.get("max_tokens")
+
+    def engine(module: "torch.nn.Module") -> Engine:
+        if cuda:
+            return CudaEngine(module, precision=precision, max_tokens=max_tokens)
+        return TorchEngine(module, precision=precision, threads=threads)
+
+    return Compiled({name: engine(module) for name, (module, _) in built.modules.items()}, built.facts)
 
 
 def _cuda_device() -> bool:

@@ -20,8 +20,8 @@ class Built:
     """Modules by name, each with inputs to trace it with, and what else of the directory serving needs.
 
     The first axis of every input is the batch, the second of a 2-D integer input its length; both are
-    dynamic. `facts` is an object of JSON; of networks that take tokens, `max_tokens` in it is the longest input
-    they are given.
+    dynamic. `facts` is an object of JSON; where a network takes tokens, its `max_tokens` is the greatest
+    length that one ever gets.
     """
 
     modules: "dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]"

@@ -58,7 +58,7 @@ def load(
         cache_dir=cache_dir,
     )
     facts, engines = compiled.facts, compiled.engines
-    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], MAX_TOKENS)
+    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
     image = ImageTower(engines["image"], SIZE)
     text = TextTower(engines["text"], tokenizer, pad_id=PAD_ID, masked=True)
     image.warm_up()

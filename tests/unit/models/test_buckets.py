@@ -16,7 +16,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from deployments.engines.buckets import LENGTH_UNIT, MAX_ROWS, MAX_BATCH_TOKENS, bucket, bucket_shapes, fill
+from deployments.engines.buckets import LENGTH_UNIT, MAX_BATCH_TOKENS, MAX_ROWS, bucket, bucket_shapes, fill
 from deployments.models.networks import clip, distilbert, starter
 from deployments.models.text import pad
 
