@@ -25,6 +25,7 @@ from benchmarks.payloads import build_photos
 from benchmarks.servers import CACHE, PHOTOS, Target, fill_collection, sightline
 
 SCENARIO = "mixed"
+CACHE_BYTES = 1024 * 1024
 SAMPLES = 120  # of memory in one soak, at least a second apart
 
 
@@ -137,7 +138,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what was started, as on Ctrl-C
     warm_up_s = options.seconds / 10 if options.warm_up is None else options.warm_up
-    with sightline(options.set) as target:
+    # An embedding cache that is full before the watching begins.
+    with sightline([f"embedding_cache.max_bytes={CACHE_BYTES}", *options.set]) as target:
         fill_collection(target.url)
         result = soak(target, options.seconds, warm_up_s, options.clients, options.bound_mib)
     print(report(result))

@@ -278,6 +278,14 @@ class GatewaySettings(Frozen):
     scale: ScaleSettings = ScaleSettings()
 
 
+class EmbeddingCacheSettings(Frozen):
+    """Embeddings that each gateway replica keeps, so that what comes again is not embedded again."""
+
+    max_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=64 * MiB, description="of memory, the least recently used go first; 0 turns it off"
+    )
+
+
 class SearchSettings(Frozen):
     """What a search with Ray Tune takes of its cluster."""
 
@@ -330,6 +338,7 @@ class Settings(Frozen):
     preprocessor: PreprocessorSettings = PreprocessorSettings()
     index: IndexSettings = IndexSettings()
     gateway: GatewaySettings = GatewaySettings()
+    embedding_cache: EmbeddingCacheSettings = EmbeddingCacheSettings()
     limits: LimitSettings = LimitSettings()
     fetch_urls: FetchSettings = FetchSettings()
     auth: AuthSettings = AuthSettings()

@@ -1,5 +1,6 @@
 """The only place metric names exist; all are exported on Ray's Prometheus port."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -38,6 +39,24 @@ class RequestMetrics:
         for stage, spent_ms in asdict(times).items():
             if spent_ms > 0:
                 self._stages.observe(spent_ms, {"stage": stage})
+
+
+class CacheMetrics:
+    """What the gateway records once per request whose contents were looked for in the embedding cache."""
+
+    def __init__(self) -> None:
+        self._contents = Counter(
+            "sightline_embedding_cache_contents",
+            "Contents looked for: hit (in the cache), joined (another request was having it embedded), miss",
+            tag_keys=("result",),
+        )
+        self._bytes = Gauge("sightline_embedding_cache_bytes", "Memory the entries take")
+
+    def record(self, counts: Mapping[str, int], size_bytes: int) -> None:
+        """`counts` by result."""
+        for result, count in counts.items():
+            self._contents.inc(count, {"result": result})
+        self._bytes.set(size_bytes)
 
 
 class BatchMetrics:

@@ -1,9 +1,11 @@
 """What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,9 +14,11 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.settings import ScaleSettings, Settings
 from deployments.errors import NotReady, SightlineError
+from deployments.metrics import CacheMetrics
 from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
 from deployments.timing import StageTimes
+from serve_app.embedding_cache import Embedding, EmbeddingCache
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
 from serve_app.joined import AT_ONCE, Joined
@@ -34,6 +38,9 @@ UNSPECIFIED = "default/not-specified"
 
 # A request of several calls may meet a version swap between them and is then asked again as a whole.
 SWAPS_ENDURED = 3
+
+# Answers from the cache ask nobody, so the encoder is asked now and then whether it is still the same.
+CACHE_TRUSTED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,11 @@ class Rows:
         """Of the texts first to last (exclusive)."""
         return replace(self, vectors=self.vectors[first:last], tokens=self.tokens[first:last])
 
+    def embeddings(self) -> Iterator[Embedding]:
+        small = self.thumbnails or repeat(None)  # of each image, or of none
+        for vector, tokens, thumbnail in zip(self.vectors, self.tokens, small, strict=False):
+            yield Embedding(vector, self.fingerprint, tokens, thumbnail)
+
 
 class Inference:
     """Holds the handles of the preprocessor, the encoder, the text classifiers and the image heads."""
@@ -97,6 +109,9 @@ class Inference:
         self.heads = frozenset(heads)
         self._aliases = {origin: name for origin, name in aliases.items() if origin}
         self._encoder_info: ModelInfo | None = None
+        self._encoder_heard = 0.0  # when it last said which model it is, seconds of the monotonic clock
+        self._cache = EmbeddingCache(settings.embedding_cache.max_bytes)
+        self._cache_metrics = CacheMetrics()
         self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, _calls_at_once(settings.clip.scale))
         self._classified = {
             name: Joined(
@@ -133,17 +148,24 @@ class Inference:
         return name
 
     async def info(self, name: str) -> ModelInfo:
-        """What is loaded under `name`. The encoder is asked once: another comes with a new gateway."""
-        if name != self.encoder_name:
-            return await self.probe(name)
-        if self._encoder_info is None:
-            self._encoder_info = await self.probe(name)
-        return self._encoder_info
+        """What is loaded under `name`. The encoder is asked once, and again when another answers."""
+        if name == self.encoder_name and self._encoder_info is not None:
+            return self._encoder_info
+        return await self.probe(name)
 
     async def probe(self, name: str) -> ModelInfo:
         """Asks the replica now. Raises when the model cannot answer."""
         info: ModelInfo = await call(self._handle(name), "info")
+        if name == self.encoder_name:
+            self._encoder_info = info
+            self._encoder_heard = time.monotonic()
         return info
+
+    def _heard_of(self, fingerprint: str) -> None:
+        """An answer of the encoder's says which model it is."""
+        self._encoder_heard = time.monotonic()
+        if self._encoder_info is not None and self._encoder_info.fingerprint != fingerprint:
+            self._encoder_info = None
 
     async def embed(
         self,
@@ -152,13 +174,50 @@ class Inference:
         places: Sequence[int] | None = None,
         *,
         thumbnails: bool = False,
+        keep: bool = True,
     ) -> Embedded:
         """n contents to their vectors, with `thumbnails` images to small ones as well.
+
+        What was embedded before comes from the cache; what was not goes there if `keep`, which is for
+        contents that are likely to be asked for again.
 
         Raises:
             BadInput, TooLarge: with `index` the place in `contents`, or what `places` has there.
         """
-        info = await self.info(self.encoder_name)
+        try:
+            for _ in range(SWAPS_ENDURED):
+                info = await self.info(self.encoder_name)
+                if thumbnails:  # they are not in the cache, and making them is most of the work
+                    embeddings = await self._compute(timing, contents, thumbnails=True)
+                else:
+                    embeddings = await self._cached(info.fingerprint, contents, timing, keep)
+                fingerprints = {embedding.fingerprint for embedding in embeddings} or {info.fingerprint}
+                if len(fingerprints) == 1 and await self._is_current(*fingerprints):
+                    return _embedded(embeddings, info)
+        except SightlineError as error:
+            if error.index is None or places is None:
+                raise
+            raise error.at(places[error.index]) from None
+        raise NotReady("the encoder was replaced by another again and again during the request; try again")
+
+    async def _cached(
+        self, fingerprint: str, contents: Sequence[Content], timing: Timing, keep: bool
+    ) -> list[Embedding]:
+        found = await self._cache(fingerprint, contents, partial(self._compute, timing), keep=keep)
+        timing.cache.update(found.counts)
+        self._cache_metrics.record(found.counts, self._cache.bytes)
+        return found.embeddings
+
+    async def _is_current(self, fingerprint: str) -> bool:
+        """Whether this is the encoder, by an answer of its own that is at most CACHE_TRUSTED_S old."""
+        if time.monotonic() - self._encoder_heard > CACHE_TRUSTED_S:
+            return (await self.probe(self.encoder_name)).fingerprint == fingerprint
+        return True
+
+    async def _compute(
+        self, timing: Timing, contents: Sequence[Content], *, thumbnails: bool = False
+    ) -> list[Embedding]:
+        """What the replicas make of the contents; an error has its place among them for its `index`."""
         texts = [i for i, content in enumerate(contents) if isinstance(content, str)]
         images = [i for i, content in enumerate(contents) if isinstance(content, bytes)]
         parts = [
@@ -171,23 +230,14 @@ class Inference:
                 for part in _chunks(images, self._settings.preprocessor.images_per_call)
             ),
         ]
-        vectors = np.empty((len(contents), info.dimensions or 0), dtype=np.float32)
-        try:
-            results = await together(*parts)
-        except SightlineError as error:
-            if error.index is None or places is None:
-                raise
-            raise error.at(places[error.index]) from None
-        small: dict[int, bytes] = {}
-        for rows_at, rows in results:
-            vectors[rows_at] = rows.vectors
-            small |= zip(rows_at, rows.thumbnails, strict=False)  # none, or all
-        answers = [answer for _, answer in results]
-        fingerprints = {answer.fingerprint for answer in answers} or {info.fingerprint}
-        if len(fingerprints) > 1:
-            raise NotReady("the encoder was replaced by another during the request; try again")
-        timing.add(_longest(answer.times for answer in answers))
-        return Embedded(vectors, fingerprints.pop(), sum(sum(answer.tokens) for answer in answers), small)
+        embeddings: dict[int, Embedding] = {}
+        times = []
+        for part, rows in await together(*parts):
+            self._heard_of(rows.fingerprint)
+            embeddings |= zip(part, rows.embeddings(), strict=True)
+            times.append(rows.times)
+        timing.add(_longest(times))
+        return [embeddings[place] for place in range(len(contents))]
 
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
@@ -258,6 +308,18 @@ class Inference:
                 503, "model_unavailable", f"model {name!r} has no weights: {model.reason}", "model"
             )
         return model
+
+
+def _embedded(embeddings: Sequence[Embedding], info: ModelInfo) -> Embedded:
+    """Of one model, which `info` is about if there are none."""
+    if not embeddings:
+        return Embedded(np.empty((0, info.dimensions or 0), np.float32), info.fingerprint, 0, {})
+    return Embedded(
+        np.stack([embedding.vector for embedding in embeddings]),
+        embeddings[0].fingerprint,
+        sum(embedding.tokens for embedding in embeddings),
+        {place: e.thumbnail for place, e in enumerate(embeddings) if e.thumbnail is not None},
+    )
 
 
 def _draw() -> float:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ class Timing:
         self._arrived = time.perf_counter()
         self._left: float | None = None  # the first call to a deployment
         self._back: float | None = None  # the last one's answer
+        self.cache: Counter[str] = Counter()  # contents by where their embeddings came from
 
     def add(self, times: StageTimes) -> None:
         self.total = self.total.then(times)
@@ -159,6 +161,10 @@ class RequestContext:
 
 def server_timing(timing: Timing) -> str:
     """The Server-Timing header's value (W3C Server Timing), milliseconds: the stages, which lie within
-    `calls`, and what the gateway itself took before and after it."""
+    `calls`, and what the gateway itself took before and after it. `cache` counts contents."""
     durations = asdict(timing.total) | timing.gateway()
-    return ", ".join(f"{name};dur={duration:.2f}" for name, duration in durations.items())
+    entries = [f"{name};dur={duration:.2f}" for name, duration in durations.items()]
+    if timing.cache:
+        found = " ".join(f"{result}={count}" for result, count in timing.cache.items())
+        entries.append(f'cache;desc="{found}"')
+    return ", ".join(entries)

@@ -73,7 +73,8 @@ async def embed(
     with gateway.admissions.admit(contents):
         images = any(isinstance(content, bytes) for content in contents)
         thumbnails = images and await gateway.index.keeps_thumbnails(name)
-        return await gateway.inference.embed(contents, timing, places, thumbnails=thumbnails)
+        # A million stored once must not push out what is searched for again and again.
+        return await gateway.inference.embed(contents, timing, places, thumbnails=thumbnails, keep=False)
 
 
 async def write(

@@ -1,5 +1,6 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -86,15 +87,26 @@ def test_sigterm_stops_in_order_and_metrics_are_where_they_were_asked_for() -> N
     port = free_port()
     command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--metrics-port", str(port)]
     with running({"clip": {"source": "starter"}}, command=command) as server:
-        assert server.post("/v1/embeddings", json={"input": "a cat"}).status_code == 200
+        for _ in range(3):
+            assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
         wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
+        wanted |= {"sightline_embedding_cache_bytes"}
         deadline = time.monotonic() + METRICS_WITHIN_S
         while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
             assert time.monotonic() < deadline, f"{missing} are not exported"
             time.sleep(0.5)
+        while cache_counts(metrics(port)) != {"hit": 4, "miss": 2}:
+            assert time.monotonic() < deadline, f"the cache's are {cache_counts(metrics(port))}"
+            time.sleep(0.5)
         stop(server.process, signal.SIGTERM)
         assert server.process.returncode == 0, server.log.read_text()
         assert "Sightline is stopping" in server.log.read_text()
+
+
+def cache_counts(text: str) -> dict[str, float]:
+    """Contents looked for in the embedding cache, by result."""
+    lines = re.findall(r'^ray_sightline_embedding_cache_contents\w*{.*result="(\w+)".*} (\S+)$', text, re.M)
+    return {result: float(count) for result, count in lines}
 
 
 def metrics(port: int) -> str:

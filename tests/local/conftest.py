@@ -28,6 +28,7 @@ def app_args(model_directories: dict[str, Path]) -> dict[str, object]:
             "absent": {"source": "auto"},
         },
         "preprocessor": {"placement": "pool"},
+        "embedding_cache": {"max_bytes": 0},  # tests share photos and words, and none may hide another's work
         "limits": {
             "max_body_bytes": 1024 * 1024,
             "max_images": 4,
