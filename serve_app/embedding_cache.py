@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deployments.errors import SightlineError
+from deployments.errors import Overloaded, SightlineError, TooLarge
 from deployments.models.base import Vectors
 from serve_app.inputs import Content
 from serve_app.middleware import waiting_for_a_call
@@ -40,6 +40,7 @@ class Found:
 
 Compute = Callable[[Sequence[Content]], Awaitable[Sequence[Embedding]]]
 Outcome = Embedding | Exception | None  # None: to be asked for again by those who still want it
+Flight = asyncio.Future[Outcome]  # an embedding that is being computed; never holds an exception of its own
 
 
 class EmbeddingCache:
@@ -50,7 +51,7 @@ class EmbeddingCache:
         self._max_bytes = max_bytes
         self.bytes = 0
         self._entries: OrderedDict[bytes, Embedding] = OrderedDict()
-        self._flights: dict[bytes, asyncio.Future[Outcome]] = {}
+        self._flights: dict[bytes, Flight] = {}
 
     async def __call__(
         self, fingerprint: str, contents: Sequence[Content], compute: Compute, *, keep: bool = True
@@ -60,8 +61,8 @@ class EmbeddingCache:
         What it makes stays here if `keep`, unless another model made it after all.
 
         Raises what `compute` raises, a SightlineError with the place in `contents` for its `index`. An error
-        of one item reaches those who asked for that item, any other all who wait; when the caller who had
-        something computed goes away, the next one has it computed.
+        of one item reaches those who asked for that item, any other all who wait. When the caller who had
+        something computed goes away, or asked for too much, the next one has it computed.
         """
         if not self._max_bytes:
             return Found(list(await compute(contents)), Counter())
@@ -70,54 +71,51 @@ class EmbeddingCache:
         embeddings: dict[int, Embedding] = {}
         missing: Sequence[int] = range(len(contents))
         while missing:
-            mine: list[int] = []
-            theirs: dict[int, asyncio.Future[Outcome]] = {}
-            for place in missing:
-                if (entry := self._entries.get(keys[place])) is not None:
-                    self._entries.move_to_end(keys[place])
-                    embeddings[place] = entry
-                    counts["hit"] += 1
-                elif (flight := self._flights.get(keys[place])) is not None:
-                    theirs[place] = flight
-                else:
-                    self._flights[keys[place]] = asyncio.get_running_loop().create_future()
-                    mine.append(place)
-            if mine:
-                made = await self._computed(keys, contents, mine, compute)
-                embeddings |= zip(mine, made, strict=True)
-                counts["miss"] += len(mine)
-                if keep:
-                    for place in mine:
-                        self._keep(fingerprint, keys[place], embeddings[place])
-            if theirs:
-                with waiting_for_a_call():
-                    await asyncio.wait(theirs.values())
-            for place, flight in theirs.items():
-                outcome = flight.result()
-                if isinstance(outcome, Exception):
-                    raise _own(outcome, place)
-                if outcome is not None:
-                    embeddings[place] = outcome
-                    counts["joined"] += 1
-                    if keep:
-                        self._keep(fingerprint, keys[place], outcome)
-            missing = [place for place in theirs if place not in embeddings]
-        return Found([embeddings[place] for place in range(len(contents))], counts)
+            known, mine, theirs = self._look(keys, missing)
+            made = await self._computed(keys, contents, mine, compute) if mine else {}
+            if keep:
+                self._keep(fingerprint, keys, made)
+            joined = await _joined(theirs) if theirs else {}
+            if keep:
+                self._keep(fingerprint, keys, joined)
+            embeddings |= known | made | joined
+            counts.update(hit=len(known), joined=len(joined), miss=len(made))
+            missing = [place for place in theirs if place not in joined]
+        return Found([embeddings[place] for place in range(len(contents))], +counts)
+
+    def _look(
+        self, keys: Sequence[bytes], places: Sequence[int]
+    ) -> tuple[dict[int, Embedding], list[int], dict[int, Flight]]:
+        """By place: what is here, what the caller is to compute, and what is being computed."""
+        known, mine, theirs = dict[int, Embedding](), list[int](), dict[int, Flight]()
+        for place in places:
+            key = keys[place]
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                known[place] = self._entries[key]
+            elif key in self._flights:
+                theirs[place] = self._flights[key]
+            else:
+                self._flights[key] = asyncio.get_running_loop().create_future()
+                mine.append(place)
+        return known, mine, theirs
 
     async def _computed(
         self, keys: Sequence[bytes], contents: Sequence[Content], mine: list[int], compute: Compute
-    ) -> Sequence[Embedding]:
+    ) -> dict[int, Embedding]:
         """The embeddings of the contents at `mine`, whose flights end with this, one way or another."""
         outcomes: Sequence[Outcome] = [None] * len(mine)
         try:
             made = outcomes = await compute([contents[place] for place in mine])
-            return made
+            return dict(zip(mine, made, strict=True))
         except SightlineError as error:
-            if error.index is None:
+            if error.index is not None:
+                bad = mine[error.index]
+                outcomes = [error if place == bad else None for place in mine]
+                raise error.at(bad) from None
+            if not isinstance(error, Overloaded | TooLarge):  # these may be for what else the caller asked
                 outcomes = [error] * len(mine)
-                raise
-            outcomes = [error if place == mine[error.index] else None for place in mine]
-            raise error.at(mine[error.index]) from None
+            raise
         except Exception as error:
             outcomes = [error] * len(mine)
             raise
@@ -125,16 +123,31 @@ class EmbeddingCache:
             for place, outcome in zip(mine, outcomes, strict=True):
                 self._flights.pop(keys[place]).set_result(outcome)
 
-    def _keep(self, fingerprint: str, key: bytes, embedding: Embedding) -> None:
-        if embedding.fingerprint != fingerprint or key in self._entries:
-            return
-        # A copy, for a row of a batch keeps the batch; one string for all fingerprints.
-        entry = Embedding(embedding.vector.copy(), fingerprint, embedding.tokens)
-        self._entries[key] = entry
-        self.bytes += _size(entry)
-        while self.bytes > self._max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.bytes -= _size(oldest)
+    def _keep(self, fingerprint: str, keys: Sequence[bytes], embeddings: Mapping[int, Embedding]) -> None:
+        for place, embedding in embeddings.items():
+            if embedding.fingerprint != fingerprint or keys[place] in self._entries:
+                continue
+            # A copy, for a row of a batch keeps the batch; one string for all fingerprints.
+            entry = Embedding(embedding.vector.copy(), fingerprint, embedding.tokens)
+            self._entries[keys[place]] = entry
+            self.bytes += _size(entry)
+            while self.bytes > self._max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self.bytes -= _size(oldest)
+
+
+async def _joined(flights: Mapping[int, Flight]) -> dict[int, Embedding]:
+    """What others have computed, by place; without what is to be asked for again."""
+    with waiting_for_a_call():
+        await asyncio.wait(flights.values())
+    embeddings = {}
+    for place, flight in flights.items():
+        outcome = flight.result()
+        if isinstance(outcome, Exception):
+            raise _own(outcome, place)
+        if outcome is not None:
+            embeddings[place] = outcome
+    return embeddings
 
 
 def _key(fingerprint: str, content: Content) -> bytes:

@@ -204,8 +204,9 @@ class Inference:
         self, fingerprint: str, contents: Sequence[Content], timing: Timing, keep: bool
     ) -> list[Embedding]:
         found = await self._cache(fingerprint, contents, partial(self._compute, timing), keep=keep)
-        timing.cache.update(found.counts)
-        self._cache_metrics.record(found.counts, self._cache.bytes)
+        if found.counts:  # none while it is off
+            timing.cache.update(found.counts)
+            self._cache_metrics.record(found.counts, self._cache.bytes)
         return found.embeddings
 
     async def _is_current(self, fingerprint: str) -> bool:

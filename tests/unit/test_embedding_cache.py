@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.errors import BadInput, NotReady, SightlineError
+from deployments.errors import BadInput, NotReady, Overloaded, SightlineError, TooLarge
 from serve_app.embedding_cache import OVERHEAD_BYTES, Embedding, EmbeddingCache, Found
 from serve_app.inputs import Content
 
@@ -192,6 +192,21 @@ def test_any_other_error_is_everybody_s_and_nothing_is_kept(error: Exception) ->
         assert len(encoder.calls) == 1
         assert cache.bytes == 0
         check(await cache("a", ["x"], encoder), ["x"])
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [Overloaded("too much"), TooLarge("too much")])
+def test_who_asks_for_too_much_is_refused_alone(error: Exception) -> None:
+    async def run() -> None:
+        cache, encoder = EmbeddingCache(ROOM), Encoder(free=False)
+        encoder.error = error
+        tasks = await started(*(cache("a", contents, encoder) for contents in (["x", "y", "down"], ["y"])))
+        encoder.gate.set()
+        large, small = await asyncio.gather(*tasks, return_exceptions=True)
+        assert type(large) is type(error)
+        assert isinstance(small, Found)
+        check(small, ["y"])
 
     asyncio.run(run())
 
