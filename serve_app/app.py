@@ -26,6 +26,10 @@ from serve_app.inference import Unavailable
 POOL_CORES = 4
 """From so many on a pool of its own decodes, while fewer are busy with the encoder anyway."""
 
+DRAIN_CHECK_S = 0.1
+"""After so long, and then as often, a stopping replica looks whether its requests have ended. Serve's own
+two seconds pass for the gateway, and then again for those it calls, when all are idle."""
+
 
 def build_app(args: dict[str, Any]) -> Application:
     """The Sightline application for `serve run`, `serve deploy` and `serve_config.yaml`.
@@ -92,6 +96,7 @@ def _deployment(body: type[Any], scale: ScaleSettings, name: str, log_level: str
         "name": name,
         "ray_actor_options": {"num_cpus": scale.cpus} | ({"num_gpus": scale.gpus} if scale.gpus else {}),
         "max_ongoing_requests": scale.max_ongoing_requests,
+        "graceful_shutdown_wait_loop_s": DRAIN_CHECK_S,
         "logging_config": {"log_level": log_level},
     }
     if not scale.autoscales:
