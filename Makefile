@@ -33,7 +33,7 @@ check: $(VENV)/.installed ## Lint, types and import direction
 	$(BIN)/lint-imports
 
 test: setup check ## Every check and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 starters: setup ## Train the starter classifiers again (about ten minutes on 2 cores)
 	$(BIN)/python -m training.starters

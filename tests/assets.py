@@ -94,8 +94,11 @@ def clip_tokenizer() -> Path:
         built = Path(scratch) / "built"
         (files / "config.json").write_text('{"model_type": "clip"}')
         AutoTokenizer.from_pretrained(files).save_pretrained(built)
-        if not target.exists():
+        try:
             built.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, with the same file
+                raise
     return target
 
 

