@@ -27,7 +27,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_local_directories_are_served_by_a_settings_change_and_data_survives_a_restart(
+def test_local_directories_are_served_by_a_settings_change_and_data_survives_restarts(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     args = {
@@ -49,10 +49,17 @@ def test_local_directories_are_served_by_a_settings_change_and_data_survives_a_r
         assert server.get("/v1/collections/kept").json()["count"] == 2
         assert searched(server) == before
         assert server.get("/v1/collections/kept/items/coffee").json()["metadata"] == {"n": "coffee"}
-    with running({**args, "clip": {"source": "starter"}, "classifiers": {}}) as server:
+    port = free_port()
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG"]
+    command += ["--port", "PORT", "--metrics-port", str(port)]
+    with running({**args, "clip": {"source": "starter"}, "classifiers": {}}, command=command) as server:
+        wait_for_metrics(server, port)
         answer = server.post("/v1/collections/kept/search", json={"text": "a cat"})
         assert answer.status_code == 409
         assert answer.json()["error"]["code"] == "model_mismatch"
+        stop(server.process, signal.SIGTERM)
+        assert server.process.returncode == 0, server.log.read_text()
+        assert "Sightline is stopping" in server.log.read_text()
 
 
 def searched(server: Server) -> list[str]:
@@ -60,6 +67,31 @@ def searched(server: Server) -> list[str]:
     hits = server.post("/v1/collections/kept/search", json=query).json()["results"]
     assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
     return [hit["id"] for hit in hits]
+
+
+def wait_for_metrics(server: Server, port: int) -> None:
+    """Embed on a new server, and wait until Prometheus would find what that did on `port`."""
+    for _ in range(3):
+        assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
+    wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
+    wanted |= {"sightline_embedding_cache_bytes"}
+    deadline = time.monotonic() + METRICS_WITHIN_S
+    while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
+        assert time.monotonic() < deadline, f"{missing} are not exported"
+        time.sleep(0.5)
+    while cache_counts(metrics(port)) != {"hit": 4, "miss": 2}:
+        assert time.monotonic() < deadline, f"the cache's are {cache_counts(metrics(port))}"
+        time.sleep(0.5)
+
+
+def cache_counts(text: str) -> dict[str, float]:
+    """Contents looked for in the embedding cache, by result."""
+    lines = re.findall(r'^ray_sightline_embedding_cache_contents\w*{.*result="(\w+)".*} (\S+)$', text, re.M)
+    return {result: float(count) for result, count in lines}
+
+
+def metrics(port: int) -> str:
+    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
 
 
 # With an import path `serve run` listens on port 8000 and no other, unless Serve already runs.
@@ -81,36 +113,6 @@ def test_serve_run_takes_key_value_settings() -> None:
         assert answer.status_code == 200
         large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
         assert large.status_code == 200
-
-
-def test_sigterm_stops_in_order_and_metrics_are_where_they_were_asked_for() -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--metrics-port", str(port)]
-    with running({"clip": {"source": "starter"}}, command=command) as server:
-        for _ in range(3):
-            assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
-        wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
-        wanted |= {"sightline_embedding_cache_bytes"}
-        deadline = time.monotonic() + METRICS_WITHIN_S
-        while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
-            assert time.monotonic() < deadline, f"{missing} are not exported"
-            time.sleep(0.5)
-        while cache_counts(metrics(port)) != {"hit": 4, "miss": 2}:
-            assert time.monotonic() < deadline, f"the cache's are {cache_counts(metrics(port))}"
-            time.sleep(0.5)
-        stop(server.process, signal.SIGTERM)
-        assert server.process.returncode == 0, server.log.read_text()
-        assert "Sightline is stopping" in server.log.read_text()
-
-
-def cache_counts(text: str) -> dict[str, float]:
-    """Contents looked for in the embedding cache, by result."""
-    lines = re.findall(r'^ray_sightline_embedding_cache_contents\w*{.*result="(\w+)".*} (\S+)$', text, re.M)
-    return {result: float(count) for result, count in lines}
-
-
-def metrics(port: int) -> str:
-    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
 
 
 @pytest.mark.parametrize(
