@@ -1,11 +1,12 @@
 """One collection: items in SQLite and their vectors in memory, kept as one consistent whole."""
 
+import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from configs.settings import IndexSettings
 from index.ann import EFFORTS, Stop, Stopped, kind_for
+from index.chosen import Chosen
 from index.commits import Change, GroupCommit
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
 from index.evaluate import Evaluation, evaluate
@@ -35,7 +37,7 @@ from index.maintenance import Work, due
 from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
 from index.spec import CollectionSpec, Kind, Metric
-from index.store import FILE_NAME, Reader, Row, Store, Writer
+from index.store import FILE_NAME, Reader, Row, Store, Writer, vector_of
 from index.view import MAX_ROWID, View, restored
 
 METADATA: Include = frozenset({"metadata"})
@@ -247,24 +249,37 @@ class Collection:
         """
         self.spec.check_fingerprint(fingerprint)
         queries = query_vectors(vectors, self.spec)
-        condition = None if filter is None else compile_filter(filter, self.spec.indexed_keys)
         excluded = [None] * len(queries) if exclude is None else exclude
         with self._snapshot() as (reader, view):
-            among = reader.matching(condition, self._settings.filter_timeout_s) if condition else None
+            among = None if filter is None else self._passing(filter, reader, view)
             # One more where a query leaves an item out, so that `limit` are left.
             wanted = limit + any(id is not None for id in excluded)
             efforts = dict.fromkeys(EFFORTS, effort) if effort else self._efforts
             scores, rowids = view.search(queries, wanted, among, exact, efforts)
-            records = reader.records(np.unique(rowids).tolist(), include & {"metadata", "vector"})
-        found = [
-            [
-                Hit(record.id, score, record.metadata, record.vector)
-                for rowid, score in zip(row, row_scores, strict=True)
-                if (record := records.get(rowid)) and record.id != id  # FAISS says -1 for no row
-            ]
-            for id, row, row_scores in zip(excluded, rowids.tolist(), scores.tolist(), strict=True)
-        ]
-        return [hits[: max(0, limit)] for hits in found]
+            rows = reader.rows(list(set(rowids.ravel().tolist())), include & {"metadata", "vector"})
+        found = []
+        for left_out, best, best_scores in zip(excluded, rowids.tolist(), scores.tolist(), strict=True):
+            hits = []
+            for rowid, score in zip(best, best_scores, strict=True):
+                if row := rows.get(rowid):  # FAISS says -1 for no row
+                    id, metadata, vector = row
+                    if id != left_out:
+                        hits.append(Hit(id, score, metadata, None if vector is None else vector_of(vector)))
+            found.append(hits[: max(0, limit)])
+        return found
+
+    def _passing(self, filter: Mapping[str, Any], reader: Reader, view: View) -> Chosen:
+        """The rows of this state that pass. Raises BadFilter."""
+        text = None
+        with suppress(TypeError, ValueError, RecursionError):  # what is wrong with it, the compiler says
+            text = json.dumps(filter)
+            if chosen := view.filters.get(text):
+                return chosen
+        condition = compile_filter(filter, self.spec.indexed_keys)
+        chosen = view.choose(reader.matching(condition, self._settings.filter_timeout_s))
+        if text is not None:
+            view.filters.keep(text, chosen)
+        return chosen
 
     def info(self) -> CollectionInfo:
         with self._snapshot() as (_, view):

@@ -18,6 +18,12 @@ GROWTH = 1.5
 """Capacity over size when the arrays must move; memory that is not written to is not resident."""
 BLAS_NUMBERS = 128_000
 """Numbers in all queries together from which FAISS multiplies matrices."""
+GATHERED_QUERIES = 3
+"""From so many on, rows that pass a filter are copied together and multiplied, however they lie."""
+GATHERED_ROWS = 512
+"""Copied at a time: of 512 float32 they are 1 MiB, which the core's own cache holds."""
+RANKED_ROWS = 8192
+"""Scored before all but the best are forgotten, which bounds the memory of a search."""
 
 
 def nearest(
@@ -51,6 +57,49 @@ def nearest(
         return 0 - scores, positions
     faiss.knn_inner_product(*arrays, *counts, *results, selector)
     return scores, positions
+
+
+def nearest_among(
+    queries: Vectors, vectors: Vectors, positions: Rowids, limit: int, metric: Metric, threads: int
+) -> tuple[Scores, Rowids]:
+    """As `nearest`, among the rows at `positions` (ascending), of which there are `limit` or more."""
+    if metric == "l2" or len(queries) < GATHERED_QUERIES:
+        selector = faiss.IDSelectorArray(positions)
+        return nearest(queries, vectors, limit, metric, threads, selector)
+    # FAISS would read every row from memory again for each query.
+    scores = np.empty((len(queries), 0), np.float32)
+    found = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(positions), RANKED_ROWS):
+        rows = positions[start : start + RANKED_ROWS]
+        products = np.empty((len(queries), len(rows)), np.float32)
+        for first in range(0, len(rows), GATHERED_ROWS):
+            part = slice(first, first + GATHERED_ROWS)
+            np.matmul(queries, vectors[rows[part]].T, out=products[:, part])
+        scores = np.concatenate([scores, products], axis=1)
+        found = np.concatenate([found, np.broadcast_to(rows, products.shape)], axis=1)
+        if scores.shape[1] > limit:
+            top = np.argpartition(scores, -limit, axis=1)[:, -limit:]
+            scores, found = _picked(scores, top), _picked(found, top)
+    return best(scores, found, limit)
+
+
+def best(scores: Scores, found: Rowids, limit: int) -> tuple[Scores, Rowids]:
+    """The `limit` highest of the scores [q, n] and what was found with them, best first."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :limit]
+    return _picked(scores, order), _picked(found, order)
+
+
+def _picked(values: NDArray[T], places: Rowids) -> NDArray[T]:
+    """`values` [q, n] at `places` [q, k]: a tenth of the time of np.take_along_axis."""
+    picked: NDArray[T] = values[np.arange(len(values))[:, None], places]
+    return picked
+
+
+def positions_of(rowids: Rowids, stored: Rowids) -> Rowids:
+    """Where in `stored` (ascending) these of its rowids are."""
+    if len(stored) and stored[-1] - stored[0] == len(stored) - 1:  # none is missing between
+        return np.asarray(rowids - stored[0], np.int64)
+    return np.searchsorted(stored, rowids)
 
 
 def bits(mask: Mask) -> NDArray[np.uint8]:
@@ -103,22 +152,24 @@ class FlatRows:
     def _alive_bits(self) -> NDArray[np.uint8]:
         return bits(self.alive)
 
-    def search(self, queries: Vectors, limit: int, among: Rowids | None = None) -> tuple[Scores, Rowids]:
+    def search(self, queries: Vectors, limit: int, positions: Rowids | None = None) -> tuple[Scores, Rowids]:
         """The best rows for each query [q, d], best first: scores and rowids, both [q, k].
 
-        k is `limit` or, if fewer, the rows there are. `among` (ascending, each alive here) limits
+        k is `limit` or, if fewer, the rows there are. `positions` (ascending, of rows that are alive) limit
         the search to those rows.
         """
-        found = self.size - self.tombstones if among is None else len(among)
+        found = self.size - self.tombstones if positions is None else len(positions)
         limit = max(0, min(limit, found))
         if limit == 0 or len(queries) == 0:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
-        selector: faiss.IDSelector | None = None
-        if among is not None:
-            selector = faiss.IDSelectorArray(np.searchsorted(self.rowids, among))
-        elif self.tombstones:
-            selector = faiss.IDSelectorBitmap(self._alive_bits)  # type: ignore[call-arg, arg-type]
-        scores, rows = nearest(queries, self.vectors, limit, self._metric, self._threads, selector)
+        metric, threads = self._metric, self._threads
+        if positions is not None:
+            scores, rows = nearest_among(queries, self.vectors, positions, limit, metric, threads)
+        else:
+            selector: faiss.IDSelector | None = None
+            if self.tombstones:
+                selector = faiss.IDSelectorBitmap(self._alive_bits)  # type: ignore[call-arg, arg-type]
+            scores, rows = nearest(queries, self.vectors, limit, metric, threads, selector)
         return scores, np.where(rows < 0, -1, self.rowids[rows])
 
     def replace(self, removed: Rowids, added: Rowids, vectors: Vectors) -> Self:

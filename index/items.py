@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,14 +64,22 @@ class Wanted:
     fingerprint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One search result. A higher score is nearer under every metric."""
+class Hit(NamedTuple):
+    """One search result. A higher score is nearer under every metric.
+
+    Its metadata stays the JSON text that is stored, for most hits are only passed on.
+    """
 
     id: str
     score: float
-    metadata: dict[str, Any] | None = None
+    metadata_json: str | None = None
     vector: Vectors | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """None if it was not asked for."""
+        read: dict[str, Any] | None = None if self.metadata_json is None else json.loads(self.metadata_json)
+        return read
 
 
 def content_id(content: bytes | str | Vectors) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.ann import AnnKind, candidates
-from index.flat import Mask, Scores, bits, nearest
+from index.flat import Mask, Scores, best, bits, nearest, nearest_among
 from index.items import Rowids, Vectors
 from index.spec import Metric
 
@@ -85,15 +85,14 @@ class SegmentView:
         return bits(self.alive)
 
     def search(
-        self, queries: Vectors, limit: int, among: Rowids | None, exact: bool, effort: int | None = None
+        self, queries: Vectors, limit: int, positions: Rowids | None, exact: bool, effort: int | None = None
     ) -> tuple[Scores, Rowids]:
         """As `FlatRows.search`; `exact` asks for the true nearest, `effort` overrides what was tuned.
 
         The best row for each query [q, d] first: scores and rowids, both [q, k], k being `limit` or, if
-        fewer, the rows that are alive and `among` the given. Scores are exact under every kind.
+        fewer, the rows that are alive or at `positions`. Scores are exact under every kind.
         """
         segment = self.segment
-        positions = None if among is None else np.searchsorted(segment.rowids, among)
         survivors = self.living if positions is None else len(positions)
         limit = max(0, min(limit, survivors))
         if limit == 0 or len(queries) == 0:
@@ -111,13 +110,14 @@ class SegmentView:
         return not (scarce and survivors < self.size) and limit * kind.oversample * EXACT_SHARE < self.size
 
     def _exact(self, queries: Vectors, limit: int, positions: Rowids | None) -> tuple[Scores, Rowids]:
-        segment, selector = self.segment, self._selector(positions)
-        scores, rows = nearest(queries, segment.vectors, limit, segment.metric, segment.threads, selector)
+        segment, metric, threads = self.segment, self.segment.metric, self.segment.threads
+        if positions is None:
+            scores, rows = nearest(queries, segment.vectors, limit, metric, threads, self._selector())
+        else:
+            scores, rows = nearest_among(queries, segment.vectors, positions, limit, metric, threads)
         return scores, np.where(rows < 0, -1, segment.rowids[rows])
 
-    def _selector(self, positions: Rowids | None) -> faiss.IDSelector | None:
-        if positions is not None:
-            return faiss.IDSelectorArray(positions)
+    def _selector(self) -> faiss.IDSelector | None:
         if self.living == self.size:
             return None
         return faiss.IDSelectorBitmap(self._alive_bits)  # type: ignore[call-arg, arg-type]
@@ -133,7 +133,7 @@ class SegmentView:
     ) -> tuple[Scores, Rowids]:
         segment = self.segment
         assert segment.index is not None
-        selector = self._selector(None)
+        selector = self._selector()
         if positions is not None:
             chosen = np.zeros(self.size, np.bool_)
             chosen[positions] = True
@@ -165,7 +165,5 @@ def best_of(
         else:
             exact = np.einsum("qcd,qd->qc", rows, queries[part])
         exact[found[part] < 0] = -np.inf
-        order = np.argsort(-exact, axis=1, kind="stable")[:, :limit]
-        scores[part] = np.take_along_axis(exact, order, axis=1)
-        positions[part] = np.take_along_axis(found[part], order, axis=1)
+        scores[part], positions[part] = best(exact, found[part], limit)
     return scores, positions

@@ -145,9 +145,12 @@ class Reader:
             found.update(id for (id,) in rows)
         return found
 
-    def records(self, rowids: Iterable[int], include: Include) -> dict[int, Record]:
-        chosen = "i.rowid IN (SELECT value FROM json_each(?))"
-        return dict(self._records(chosen, (json.dumps(list(rowids)),), include))
+    def rows(
+        self, rowids: Sequence[int], include: Include
+    ) -> dict[int, tuple[str, str | None, bytes | None]]:
+        """Id and, as far as they are to be included, metadata as JSON text and the vector's bytes."""
+        found = self._rows("i.rowid IN (SELECT value FROM json_each(?))", (json.dumps(rowids),), include)
+        return {rowid: (id, metadata, vector) for rowid, id, metadata, vector, _ in found}
 
     def after(self, rowid: int, limit: int, include: Include) -> list[tuple[int, Record]]:
         """Up to `limit` records with greater rowids, ascending."""
@@ -156,22 +159,20 @@ class Reader:
     def _records(
         self, where: str, parameters: tuple[str | int, ...], include: Include
     ) -> Iterator[tuple[int, Record]]:
+        for rowid, id, metadata, vector, thumbnail in self._rows(where, parameters, include):
+            read = None if metadata is None else json.loads(metadata)
+            yield rowid, Record(id, read, None if vector is None else vector_of(vector), thumbnail)
+
+    def _rows(
+        self, where: str, parameters: tuple[str | int, ...], include: Include
+    ) -> Iterable[tuple[int, str, str | None, bytes | None, bytes | None]]:
         columns = ("i.metadata", "v.vector", "v.thumbnail")
         names = ("metadata", "vector", "thumbnail")
         wanted = [column if name in include else "NULL" for name, column in zip(names, columns, strict=True)]
         join = "JOIN vectors v ON v.rowid = i.rowid" if include & {"vector", "thumbnail"} else ""
-        for rowid, id, metadata, vector, thumbnail in self._connection.execute(
+        return self._connection.execute(
             f"SELECT i.rowid, i.id, {', '.join(wanted)} FROM items i {join} WHERE {where}", parameters
-        ):
-            yield (
-                rowid,
-                Record(
-                    id,
-                    None if metadata is None else json.loads(metadata),
-                    None if vector is None else np.frombuffer(vector, "<f4").astype(np.float32),
-                    thumbnail,
-                ),
-            )
+        )
 
     def copy_to(self, path: Path) -> None:
         """Write this snapshot of the database to a new file; reads and writes go on meanwhile."""
@@ -398,6 +399,11 @@ def _migrate(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute("INSERT INTO schema_version (version, name) VALUES (?, ?)", (version, name))
         connection.execute("COMMIT")
+
+
+def vector_of(stored: bytes) -> Vectors:
+    """A stored vector: float32 [d], of its own memory."""
+    return np.frombuffer(stored, "<f4").astype(np.float32)
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,8 @@ from typing import Self
 
 import numpy as np
 
-from index.flat import FlatRows, Mask, Scores
+from index.chosen import Chosen, RecentFilters
+from index.flat import FlatRows, Mask, Scores, best, positions_of
 from index.items import Rowids, Vectors
 from index.segment import Segment, SegmentView
 
@@ -22,6 +23,7 @@ class View:
     def __init__(self, segments: Sequence[SegmentView], tail: FlatRows) -> None:
         self.segments = tuple(segments)
         self.tail = tail
+        self.filters = RecentFilters()
 
     @property
     def kind(self) -> str:
@@ -49,36 +51,40 @@ class View:
         self,
         queries: Vectors,
         limit: int,
-        among: Rowids | None = None,
+        among: Chosen | None = None,
         exact: bool = False,
         efforts: Mapping[str, int] | None = None,
     ) -> tuple[Scores, Rowids]:
         """The best rows for each query [q, d], best first: scores and rowids, both [q, k].
 
         k is `limit` or, if fewer, the rows there are. A higher score is nearer: the inner product
-        under cosine and dot, the squared distance negated under l2. `among` (ascending, each alive
-        in this view) limits the search to those rows; `exact` asks for the true nearest; `efforts`
-        override what was tuned, by their names (`ef_search`, `nprobe`).
+        under cosine and dot, the squared distance negated under l2. `among` limits the search to rows of
+        this view; `exact` asks for the true nearest; `efforts` override what was tuned, by their names
+        (`ef_search`, `nprobe`).
         """
+        *inside, of_tail = among.parts if among else [None] * (len(self.segments) + 1)
         found = []
-        rest = among
-        for part in self.segments:
-            inside = None
-            if rest is not None:
-                held = part.holds(rest)
-                inside, rest = rest[held], rest[~held]
+        for part, positions in zip(self.segments, inside, strict=True):
             kind = part.segment.kind
             effort = efforts.get(kind.effort) if efforts and kind and kind.effort else None
-            found.append(part.search(queries, limit, inside, exact, effort))
-        found.append(self.tail.search(queries, limit, rest))
+            found.append(part.search(queries, limit, positions, exact, effort))
+        found.append(self.tail.search(queries, limit, of_tail))
         found = [part for part in found if part[0].shape[1]] or found[-1:]
         if len(found) == 1:
             return found[0]
         scores = np.concatenate([scores for scores, _ in found], axis=1)
         rowids = np.concatenate([rowids for _, rowids in found], axis=1)
         scores[rowids < 0] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :limit]
-        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rowids, best, axis=1)
+        return best(scores, rowids, limit)
+
+    def choose(self, rowids: Rowids) -> Chosen:
+        """These rows (ascending, each alive in this view), to search among them."""
+        parts = []
+        for part in self.segments:
+            first, last = np.searchsorted(rowids, (part.segment.first, part.segment.last + 1))
+            parts.append(positions_of(rowids[first:last], part.segment.rowids))
+            rowids = np.concatenate([rowids[:first], rowids[last:]]) if first else rowids[last:]
+        return Chosen((*parts, positions_of(rowids, self.tail.rowids)))
 
     def sample(self, count: int, seed: int) -> Vectors:
         """Up to `count` of the living rows' vectors, chosen at random: float32 [n, d]."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -18,9 +19,32 @@ from serve_app.middleware import extend_time_limit, timing_of
 from serve_app.openapi import accepts
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
-from serve_app.routes.items import show_item
 
 router = APIRouter(tags=["collections"])
+
+
+@router.post(
+    "/v1/collections/{name}/search",
+    response_model=schemas.SearchResponse,
+    openapi_extra=accepts(schemas.SearchRequest),
+)
+async def search(request: Request, name: schemas.CollectionName) -> Response:
+    """The items closest to a text, an image, a vector or an item already stored."""
+    gateway = gateway_of(request)
+    asked = await body.read_json(request, schemas.SearchRequest, gateway.settings.limits.max_body_bytes)
+    _check_size(asked, gateway.settings)
+    request.state.list_name = "queries" if asked.queries else None
+    queries, fingerprint = await _queries(request, asked)
+    wanted = Wanted(
+        asked.limit, asked.filter, frozenset(asked.include), asked.exact, asked.effort, fingerprint
+    )
+    found = await gateway.index.search(name, queries, wanted, asked.partial)
+    timing_of(request).add(found.times)
+    shown = [[_hit(hit) for hit in hits] for hits in found.hits]
+    answer: dict[str, Any] = {"results": shown[0] if asked.queries is None else shown}
+    if found.missing:
+        answer |= {"partial": True, "missing_shards": found.missing}
+    return json_response(answer)
 
 
 @router.put(
@@ -78,30 +102,6 @@ async def drop(request: Request, name: schemas.CollectionName) -> Response:
     """Deletes the collection and everything in it."""
     await gateway_of(request).index.drop(name)
     return json_response({"name": name, "deleted": True})
-
-
-@router.post(
-    "/v1/collections/{name}/search",
-    response_model=schemas.SearchResponse,
-    openapi_extra=accepts(schemas.SearchRequest),
-)
-async def search(request: Request, name: schemas.CollectionName) -> Response:
-    """The items closest to a text, an image, a vector or an item already stored."""
-    gateway = gateway_of(request)
-    asked = await body.read_json(request, schemas.SearchRequest, gateway.settings.limits.max_body_bytes)
-    _check_size(asked, gateway.settings)
-    request.state.list_name = "queries" if asked.queries else None
-    queries, fingerprint = await _queries(request, asked)
-    wanted = Wanted(
-        asked.limit, asked.filter, frozenset(asked.include), asked.exact, asked.effort, fingerprint
-    )
-    found = await gateway.index.search(name, queries, wanted, asked.partial)
-    timing_of(request).add(found.times)
-    shown = [[_hit(hit) for hit in hits] for hits in found.hits]
-    answer: dict[str, Any] = {"results": shown[0] if asked.queries is None else shown}
-    if found.missing:
-        answer |= {"partial": True, "missing_shards": found.missing}
-    return json_response(answer)
 
 
 @router.post(
@@ -207,4 +207,9 @@ def _shown(info: CollectionInfo) -> dict[str, Any]:
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
-    return {"id": hit.id, "score": hit.score, **show_item(hit)}
+    shown = {"id": hit.id, "score": hit.score}
+    if hit.metadata_json is not None:
+        shown["metadata"] = orjson.Fragment(hit.metadata_json)
+    if hit.vector is not None:
+        shown["vector"] = hit.vector
+    return shown

@@ -37,7 +37,7 @@ def test_the_best_of_the_parts_are_the_best_of_all(
 
 def test_a_hit_keeps_what_came_with_it() -> None:
     vector = np.ones(2, np.float32)
-    parts = [[[Hit("a", 1, {"n": 1})], []], [[Hit("b", 2, None, vector)], [Hit("c", 0)]]]
+    parts = [[[Hit("a", 1, '{"n":1}')], []], [[Hit("b", 2, None, vector)], [Hit("c", 0)]]]
     merged = merge_hits(parts, 5)
     assert [[hit.id for hit in hits] for hits in merged] == [["b", "a"], ["c"]]
     assert merged[0][0].vector is vector
