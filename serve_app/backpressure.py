@@ -60,9 +60,10 @@ def _bound(kind: Any, name: str) -> None:
     init = kind.__init__
     if getattr(init, "bounded", False):
         return
+    signature = inspect.signature(init)
 
     def bounded(self: Any, *arguments: Any, **named: Any) -> None:
-        bound = inspect.signature(init).bind(self, *arguments, **named)
+        bound = signature.bind(self, *arguments, **named)
         receive = bound.arguments[name]
 
         async def when_there_is_room(*asked: Any) -> Any:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import asdict
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -162,7 +161,7 @@ class RequestContext:
 def server_timing(timing: Timing) -> str:
     """The Server-Timing header's value (W3C Server Timing), milliseconds: the stages, which lie within
     `calls`, and what the gateway itself took before and after it. `cache` counts contents."""
-    durations = asdict(timing.total) | timing.gateway()
+    durations = vars(timing.total) | timing.gateway()
     entries = [f"{name};dur={duration:.2f}" for name, duration in durations.items()]
     if timing.cache:
         found = " ".join(f"{result}={count}" for result, count in timing.cache.items())

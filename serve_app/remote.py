@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from grpc import StatusCode
 from grpc.aio import AioRpcError
@@ -33,7 +34,7 @@ async def call_once(handle: DeploymentHandle[Any], method: str, *args: Any) -> A
     """Like `call`, for methods that answer something else the second time, such as deletions."""
     try:
         with waiting_for_a_call():
-            return await getattr(handle, method).remote(*args)
+            return await _method(handle, method).remote(*args)
     except (RayActorError, AioRpcError) as error:
         if isinstance(error, AioRpcError) and error.code() == StatusCode.RESOURCE_EXHAUSTED:
             raise TooLarge("the request or its answer is too large to pass on; ask for less") from None
@@ -43,6 +44,21 @@ async def call_once(handle: DeploymentHandle[Any], method: str, *args: Any) -> A
         if cause is error:
             raise
         raise cause from None
+
+
+# By handle and method: to make one takes Serve longer than the whole of our own part of a call.
+_METHODS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+def _method(handle: DeploymentHandle[Any], name: str) -> Any:
+    methods = _METHODS.setdefault(handle, {})
+    if name not in methods:
+        method = getattr(handle, name)
+        if isinstance(method, DeploymentHandle):
+            # Of what goes to and fro every class is importable; Serve's default looks at each whether it is.
+            method = method.options(request_serialization="pickle", response_serialization="pickle")
+        methods[name] = method
+    return methods[name]
 
 
 class ReplicaLost(NotReady):
