@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.settings import IndexSettings, LimitSettings
+from deployments.line import Exchange
 from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
 from index.backup import Manifest, Part, check_free, finish, part_directory, write_part
@@ -25,6 +26,8 @@ from index.spec import CollectionSpec
 
 Result = TypeVar("Result")
 
+SOCKET_NAME = "line.socket"  # no collection is called so
+
 
 class VectorIndex:
     """Owns the files of one of `settings.shards` shards under `root`, by default of the only one.
@@ -38,9 +41,12 @@ class VectorIndex:
         directory = shard_directory(root, shard, settings.shards)
         self._settings = settings
         self._shard = shard
+        self._directory = directory
         if settings.restore_from:
             self._restore(settings.restore_from, directory)
         self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
+        self._opening = asyncio.Lock()
+        self._exchange: Exchange | None = None
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
@@ -53,6 +59,17 @@ class VectorIndex:
         A collection that cannot be used does not make the others unready; see `unavailable`.
         """
         await asyncio.to_thread(self._catalog.check)
+
+    async def line(self) -> str:
+        """Where searches can be asked for without Serve between, by callers on this machine; see `Line`.
+
+        Raises OSError where there cannot be a socket in the data directory."""
+        async with self._opening:
+            if self._exchange is None:
+                exchange = Exchange(self._directory / SOCKET_NAME, self.search)
+                await exchange.open()
+                self._exchange = exchange
+        return self._exchange.path
 
     async def unavailable(self) -> dict[str, str]:
         """The collections that did not open, by name, and why. Waits for no other call."""

@@ -39,7 +39,7 @@ class Gateway:
         self.key_digests = key_digests
         self.inference = Inference(settings, preprocessor, encoder, classifiers, heads, aliases)
         self.preprocessor = preprocessor
-        self.index = Shards(indexes, settings.index, settings.limits)
+        self.index = Shards(indexes, settings.index, settings.limits, lines=True)
         self.fetcher = ImageFetcher(settings.fetch_urls)
         self.inputs = InputReader(settings.limits, self.fetcher)
         self.admissions = Admissions(settings.limits)

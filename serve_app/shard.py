@@ -1,6 +1,7 @@
 """One shard of the index as the gateway sees it: called while it is up, known to be down while it is not."""
 
 import asyncio
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -8,9 +9,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import NotReady
+from deployments.line import Line
+from serve_app.middleware import waiting_for_a_call
 from serve_app.remote import ReplicaLost, call, call_once
 
 PAUSE_S = 0.5  # between two attempts to reach a shard that is down
+LINE_PAUSE_S = 10.0  # before another attempt to lay a line, which a shard on another machine has none of
 
 
 class ShardDown(NotReady):
@@ -24,8 +28,14 @@ class Shard:
     shard that does not even say that it is well within that time gets no more calls, until it does.
     """
 
-    def __init__(self, name: str, handle: DeploymentHandle[Any], timeout_s: float | None) -> None:
+    def __init__(
+        self, name: str, handle: DeploymentHandle[Any], timeout_s: float | None, lines: bool = False
+    ) -> None:
+        """With `lines`, searches of a shard on this machine go over a `Line`."""
         self.name = name
+        self._lines = lines
+        self._line: Line | None = None
+        self._laying: asyncio.Task[None] | None = None
         self._handle = handle
         self._timeout_s = timeout_s
         self._recovery: asyncio.Task[None] | None = None
@@ -36,7 +46,7 @@ class Shard:
         Raises:
             what the method raises; ShardDown, never without a timeout.
         """
-        ask = call_once if once else call
+        ask = call_once if once else self._call
         if self._timeout_s is None:
             return await ask(self._handle, method, *args)
         if self._recovery is not None:
@@ -56,6 +66,24 @@ class Shard:
             raise ShardDown(f"{self.name} does not answer") from None
         finally:
             asked.cancel()
+
+    async def _call(self, handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
+        if method == "search" and self._lines:
+            if self._line is not None and self._line.open:
+                with suppress(ConnectionError), waiting_for_a_call():
+                    return await self._line.call(method, *args)
+            if self._laying is None:
+                # Outlives the request, and is no part of its times.
+                self._laying = asyncio.create_task(self._lay(), context=Context())
+        return await call(handle, method, *args)
+
+    async def _lay(self) -> None:
+        try:
+            self._line = await Line.to(await call(self._handle, "line"))
+        except Exception:  # it is not needed; what is wrong with the shard, its calls will say
+            await asyncio.sleep(LINE_PAUSE_S)
+        finally:
+            self._laying = None
 
     async def ready(self) -> None:
         """Returns while the shard can be used, whatever is known of it."""

@@ -5,9 +5,10 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+import orjson
 from ray.serve.handle import DeploymentHandle
 
 from configs.settings import IndexSettings, LimitSettings
@@ -43,6 +44,15 @@ class Found:
         return replace(self, hits=self.hits[first:last])
 
 
+class _Kind(NamedTuple):
+    """What searches that travel together have in common; the filter of `wanted` is apart, as JSON."""
+
+    name: str
+    wanted: Wanted
+    filter: bytes | None
+    partial: bool
+
+
 class Shards:
     """The methods of VectorIndex over all its shards; errors are those of `index.errors`, and ShardDown.
 
@@ -52,13 +62,20 @@ class Shards:
     """
 
     def __init__(
-        self, handles: Sequence[DeploymentHandle[Any]], settings: IndexSettings, limits: LimitSettings
+        self,
+        handles: Sequence[DeploymentHandle[Any]],
+        settings: IndexSettings,
+        limits: LimitSettings,
+        *,
+        lines: bool = False,
     ) -> None:
+        """`lines` as of `Shard`."""
         if len(handles) == 1:
-            self._shards = [Shard("index", handles[0], timeout_s=None)]
+            self._shards = [Shard("index", handles[0], None, lines)]
         else:
             named = enumerate(handles)
-            self._shards = [Shard(f"index-{i}", handle, settings.shard_timeout_s) for i, handle in named]
+            timeout_s = settings.shard_timeout_s
+            self._shards = [Shard(f"index-{i}", handle, timeout_s, lines) for i, handle in named]
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
@@ -193,14 +210,19 @@ class Shards:
     ) -> Found:
         """The nearest of all shards; with `partial` of those that answer, if any does.
 
-        Small searches of the same kind that come at the same time are sent as one.
+        Small searches of the same kind that come at the same time are sent as one. Those by filter if it is
+        the same for all: a slow one holds up nobody else, and what passes is looked for once.
         """
-        if wanted.filter is None and wanted.limit <= JOINED_LIMIT and len(queries) <= JOINED_QUERIES:
-            return await self._joined((name, wanted, partial), queries)
-        return await self._search((name, wanted, partial), queries)
+        filter = None if wanted.filter is None else orjson.dumps(wanted.filter)
+        kind = _Kind(name, replace(wanted, filter=None), filter, partial)
+        if wanted.limit <= JOINED_LIMIT and len(queries) <= JOINED_QUERIES:
+            return await self._joined(kind, queries)
+        return await self._search(kind, queries)
 
-    async def _search(self, key: tuple[str, Wanted, bool], queries: Sequence[Vectors | str]) -> Found:
-        name, wanted, partial = key
+    async def _search(self, kind: _Kind, queries: Sequence[Vectors | str]) -> Found:
+        name, wanted, filter, partial = kind
+        if filter is not None:
+            wanted = replace(wanted, filter=orjson.loads(filter))
         if self._only:
             return Found(*await self._only.ask("search", name, queries, wanted))
         vectors = await self._vectors(name, queries)

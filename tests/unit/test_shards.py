@@ -12,7 +12,7 @@ import pytest
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
-from index.errors import BadItem, BadVector, CollectionNotFound, IndexUnavailable
+from index.errors import BadFilter, BadItem, BadVector, CollectionNotFound, IndexUnavailable
 from index.items import Item, Wanted
 from index.shards import shard_directory, shard_of
 from index.spec import CollectionSpec
@@ -269,7 +269,36 @@ def test_a_single_shard_gets_every_call_as_one_call(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_searches_by_the_same_filter_travel_together_and_others_alone(tmp_path: Path) -> None:
+    def where(n: int) -> Wanted:
+        return Wanted(9, filter={"must": [{"key": "n", "match": {"value": n}}]}, include=frozenset())
+
+    async def main() -> None:
+        handle = Handle(VectorIndex(IndexSettings(threads=1), LimitSettings(), tmp_path))
+        shards = Shards([handle], IndexSettings(), LimitSettings())  # type: ignore[list-item]
+        await shards.create(CollectionSpec(name="a", dimensions=1, metric="l2"))
+        await shards.upsert("a", [Item(str(n), [n], {"n": n % 2}) for n in range(6)], None)
+        handle.slow_s = 0.02
+        vectors: list[Any] = [np.array([n], np.float32) for n in range(6)]
+        searches = [shards.search("a", [vector], where(n % 2)) for n, vector in enumerate(vectors * 4)]
+        bad = shards.search("a", [np.zeros(2, np.float32)], where(0))
+        refused = shards.search("a", [vectors[0]], Wanted(filter={"must": 1}))
+        *found, wrong, no_filter = await asyncio.gather(*searches, bad, refused, return_exceptions=True)
+        for n, answer in enumerate(found):
+            assert isinstance(answer, Found)
+            assert ids(answer)[0] == str(n % 6)
+            assert {int(id) % 2 for id in ids(answer)} == {n % 2}
+        assert isinstance(wrong, BadVector)
+        assert wrong.index == 0
+        assert isinstance(no_filter, BadFilter)
+        # Of each filter two at once, then the rest; once more without the vector that has no place in it.
+        assert handle.calls.count("search") <= 3 + 4 + 1
+        handle.index._catalog.close()
+
+    asyncio.run(main())
+
+
 def test_every_method_of_the_index_that_routes_call_is_there() -> None:
-    own = {"ready", "unavailable", "spec", "snapshot_part", "finish_snapshot"}  # for Shards itself
+    own = {"ready", "unavailable", "line", "spec", "snapshot_part", "finish_snapshot"}  # for Shards itself
     methods = {name for name, _ in inspect.getmembers(VectorIndex, inspect.iscoroutinefunction)}
     assert {name for name in methods if not name.startswith("_")} - own <= set(dir(Shards))
