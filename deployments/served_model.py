@@ -37,7 +37,8 @@ class ServedModel(Generic[Item, Output]):
             batch,
             name=name,
             length=model.length,
-            executor=ThreadPoolExecutor(1, f"{name}-forward"),
+            executor=ThreadPoolExecutor(model.concurrency, f"{name}-forward"),
+            workers=model.concurrency,
             max_queued_items=batch.max_queued_items,
             on_batch=BatchMetrics(name).record,
         )

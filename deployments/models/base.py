@@ -45,6 +45,11 @@ class Model(ABC, Generic[Item, Prepared, Output]):
     `forward` takes prepared items, returns as many raw rows; `post` shapes them.
     """
 
+    @property
+    def concurrency(self) -> int:
+        """Forwards that run best at the same time."""
+        return 1
+
     @abstractmethod
     def pre(self, item: Item) -> Prepared:
         """Validate and convert one item. Raises BadInput."""

@@ -27,6 +27,10 @@ class ImageTower(Model[Pixels, Pixels, Vectors]):
         self.engine = engine
         self.size = size
 
+    @property
+    def concurrency(self) -> int:
+        return self.engine.concurrency
+
     def pre(self, item: Pixels) -> Pixels:
         """Raises BadInput unless the item is what `images.decode` gives."""
         expected = (self.size, self.size, 3)
@@ -61,6 +65,10 @@ class TextTower(Model[str, Tokens, Vectors]):
         self.tokenizer = tokenizer
         self._pad_id = pad_id
         self._masked = masked
+
+    @property
+    def concurrency(self) -> int:
+        return self.engine.concurrency
 
     def pre(self, item: str) -> Tokens:
         """Token ids, truncated to the model's limit. Raises BadInput."""
