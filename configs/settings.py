@@ -223,9 +223,8 @@ class IndexSettings(Frozen):
 class LimitSettings(Frozen):
     """What one request, and all requests together, may ask for.
 
-    The `max_inflight` limits are per gateway replica, about three seconds of work for two CPU cores (85
-    images/s through the whole path, 800 texts/s); beyond them the answer is 429, at once. Raise them
-    with the hardware. One request is always let in, however large.
+    Beyond `max_wait_s` or a `max_inflight` limit the answer is 429, at once. The first adapts to the
+    hardware; the others, per gateway replica, bound memory. One request is always let in, however large.
     """
 
     max_body_bytes: Positive = 32 * MiB
@@ -235,6 +234,10 @@ class LimitSettings(Frozen):
     max_image_pixels: Positive = 64_000_000
     max_labels: Positive = 256
     max_metadata_bytes: Positive = 64 * 1024
+    max_wait_s: Seconds = Field(
+        default=0.75,
+        description="that the images or texts already at a model take, by the speed they are answered with",
+    )
     max_inflight_requests: Positive = 1024
     max_inflight_images: Positive = 256
     max_inflight_texts: Positive = 4096
@@ -271,7 +274,7 @@ class AuthSettings(Frozen):
 class GatewaySettings(Frozen):
     """The HTTP ingress."""
 
-    texts_per_call: Positive = Field(default=256, description="texts of one request that travel together")
+    texts_per_call: Positive = Field(default=64, description="texts of one request that travel together")
     health_timeout_s: Seconds = Field(
         default=5, description="a part that takes longer to say that it is well is not ready"
     )

@@ -18,6 +18,7 @@ from deployments.metrics import CacheMetrics
 from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
 from deployments.timing import StageTimes
+from serve_app.backlog import Backlog, Turn
 from serve_app.embedding_cache import Embedding, EmbeddingCache
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
@@ -112,13 +113,31 @@ class Inference:
         self._encoder_heard = 0.0  # when it last said which model it is, seconds of the monotonic clock
         self._cache = EmbeddingCache(settings.embedding_cache.max_bytes)
         self._cache_metrics = CacheMetrics()
-        self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, _calls_at_once(settings.clip.scale))
+        at_once = _calls_at_once(settings.clip.scale)
+        self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, at_once)
         self._classified = {
             name: Joined(
                 partial(self._send_classify, name), _part_of, JOINED_TEXTS, _calls_at_once(classifier.scale)
             )
             for name, classifier in settings.classifiers.items()
         }
+        text_backlog = partial(
+            Backlog,
+            "texts",
+            items_per_call=settings.gateway.texts_per_call,
+            max_wait_s=settings.limits.max_wait_s,
+        )
+        self._text_backlog = text_backlog(calls_at_once=at_once)
+        self._classify_backlogs = {
+            name: text_backlog(calls_at_once=_calls_at_once(classifier.scale))
+            for name, classifier in settings.classifiers.items()
+        }
+        self._image_backlog = Backlog(
+            "images",
+            items_per_call=settings.preprocessor.images_per_call,
+            calls_at_once=max(at_once, _calls_at_once(settings.preprocessor.scale)),
+            max_wait_s=settings.limits.max_wait_s,
+        )
 
     @property
     def encoder_name(self) -> str:
@@ -183,6 +202,7 @@ class Inference:
 
         Raises:
             BadInput, TooLarge: with `index` the place in `contents`, or what `places` has there.
+            Overloaded: there is more to do than gets done in time.
         """
         try:
             for _ in range(SWAPS_ENDURED):
@@ -218,22 +238,30 @@ class Inference:
     async def _compute(
         self, timing: Timing, contents: Sequence[Content], *, thumbnails: bool = False
     ) -> list[Embedding]:
-        """What the replicas make of the contents; an error has its place among them for its `index`."""
+        """What the replicas make of the contents; an error has its place among them for its `index`.
+
+        Raises Overloaded: there is more to do than gets done in time.
+        """
         texts = [i for i, content in enumerate(contents) if isinstance(content, str)]
         images = [i for i, content in enumerate(contents) if isinstance(content, bytes)]
-        parts = [
-            *(
-                self._part(self._embed_texts, contents, part)
-                for part in _chunks(texts, self._settings.gateway.texts_per_call)
-            ),
-            *(
-                self._part(partial(self._embed_images, thumbnails=thumbnails), contents, part)
-                for part in _chunks(images, self._settings.preprocessor.images_per_call)
-            ),
-        ]
+        embed_images = partial(self._embed_images, thumbnails=thumbnails)
+        with (
+            self._text_backlog.admit(len(texts)) as text_turn,
+            self._image_backlog.admit(len(images)) as image_turn,
+        ):
+            results = await together(
+                *(
+                    self._part(text_turn, self._embed_texts, contents, part)
+                    for part in _chunks(texts, self._text_backlog.items_per_call)
+                ),
+                *(
+                    self._part(image_turn, embed_images, contents, part)
+                    for part in _chunks(images, self._image_backlog.items_per_call)
+                ),
+            )
         embeddings: dict[int, Embedding] = {}
         times = []
-        for part, rows in await together(*parts):
+        for part, rows in results:
             self._heard_of(rows.fingerprint)
             embeddings |= zip(part, rows.embeddings(), strict=True)
             times.append(rows.times)
@@ -243,15 +271,22 @@ class Inference:
     async def classify(
         self, name: str, texts: Sequence[str], timing: Timing
     ) -> tuple[NDArray[np.float32], ModelInfo, int]:
-        """n texts to logits float32[n, labels], the version of `name` that made them, and the tokens."""
+        """n texts to logits float32[n, labels], the version of `name` that made them, and the tokens.
+
+        Raises:
+            BadInput: with `index` the place in `texts`.
+            Overloaded: there is more to do than gets done in time.
+        """
         places = list(range(len(texts)))
+        backlog = self._classify_backlogs[name]
         for _ in range(SWAPS_ENDURED):
             draw = _draw()  # one a request: all of it is answered by one version
-            parts = _chunks(places, self._settings.gateway.texts_per_call)
             part_of = partial(self._send_classify, name, draw)
             if len(texts) <= JOINED_TEXTS:
                 part_of = partial(self._classified[name], None)
-            answers = await together(*(self._part(part_of, texts, part) for part in parts))
+            with backlog.admit(len(texts)) as turn:
+                parts = _chunks(places, backlog.items_per_call)
+                answers = await together(*(self._part(turn, part_of, texts, part) for part in parts))
             results = [result for _, result in answers]
             timing.add(_longest(times for *_, times in results))
             if len({info.fingerprint for _, info, _, _ in results}) == 1:
@@ -277,11 +312,16 @@ class Inference:
         return logits, info
 
     async def _part(
-        self, work: Callable[[list[Any]], Awaitable[Result]], contents: Sequence[Content], places: list[int]
+        self,
+        turn: Turn,
+        work: Callable[[list[Any]], Awaitable[Result]],
+        contents: Sequence[Content],
+        places: list[int],
     ) -> tuple[list[int], Result]:
         """Run `work` on the contents at `places`; an error points into the caller's whole list."""
         try:
-            return places, await work([contents[i] for i in places])
+            async with turn(len(places)):
+                return places, await work([contents[i] for i in places])
         except SightlineError as error:
             raise (error if error.index is None else error.at(places[error.index])) from None
 

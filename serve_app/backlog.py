@@ -1,0 +1,97 @@
+"""How long what is asked of a model now would wait, told from how fast it has been answering."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Final
+
+from deployments.errors import Overloaded
+
+MEMORY_S: Final = 2.0
+"""Of load: answers from longer ago count little in the speed."""
+
+Turn = Callable[[int], AbstractAsyncContextManager[None]]
+
+
+class Backlog:
+    """The items that one gateway has out at a model, and how many of them come back in a second.
+
+    By Little's law what comes now waits as long as the one takes at the other. Of several gateways each
+    sees its share of both, and of several replicas the sum, so what they tell is everyone's wait. Speed is
+    measured under load alone, for a model that works on one item at a time is far from its best.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        *,
+        items_per_call: int,
+        calls_at_once: int,
+        max_wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`calls_at_once` is for each request: the rest of a large one lets others pass."""
+        self.items_per_call = items_per_call
+        self._noun = noun
+        self._calls_at_once = calls_at_once
+        self._share = items_per_call * calls_at_once
+        self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._out = 0
+        self._answered = 0.0  # fading, as the time they took
+        self._loaded_s = 0.0
+        self._seen = clock()
+
+    def check(self) -> None:
+        """Raises Overloaded where a request that comes now would wait too long, whatever its size.
+
+        What one request has out is never too much, however slow the model: a large one keeps nobody out.
+        """
+        if self._out <= self._share or not self._answered:
+            return
+        self._pass_time()
+        wait_s = self._out * self._loaded_s / self._answered
+        if wait_s > self._max_wait_s:
+            raise Overloaded(
+                f"{self._out} {self._noun} are being worked on, which takes {wait_s:.1f} s; new ones are "
+                f"accepted while it takes at most {self._max_wait_s:g} s"
+            )
+
+    @contextmanager
+    def admit(self, count: int) -> Iterator[Turn]:
+        """Room for a request of `count` items while the block runs, in which each call waits for its turn.
+
+        Raises Overloaded.
+        """
+        if count:
+            self.check()
+        room = asyncio.Semaphore(self._calls_at_once)
+        left = 0
+
+        def keep(items: int, answered: int = 0) -> None:
+            nonlocal left
+            self._pass_time(answered)
+            self._out += min(items, self._share) - min(left, self._share)
+            left = items
+
+        @asynccontextmanager
+        async def turn(items: int) -> AsyncIterator[None]:
+            async with room:
+                yield
+            keep(left - items, answered=items)
+
+        keep(count)
+        try:
+            yield turn
+        finally:
+            keep(0)
+
+    def _pass_time(self, answered: int = 0) -> None:
+        now = self._clock()
+        if self._out > self._share:
+            fade = math.exp((self._seen - now) / MEMORY_S)
+            self._answered = self._answered * fade + answered
+            self._loaded_s = self._loaded_s * fade + now - self._seen
+        self._seen = now

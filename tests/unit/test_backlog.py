@@ -1,0 +1,207 @@
+"""The wait that is told from the speed of answers, on a clock of its own, and who is refused for it."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from deployments.errors import Overloaded
+from serve_app.backlog import MEMORY_S, Backlog, Turn
+from tests.fake_model import until
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Model:
+    """A backlog and a model behind it that answers at a given speed."""
+
+    def __init__(self, *, items_per_call: int = 4, calls_at_once: int = 2, max_wait_s: float = 1.0) -> None:
+        self._clock = Clock()
+        self.backlog = Backlog(
+            "texts",
+            items_per_call=items_per_call,
+            calls_at_once=calls_at_once,
+            max_wait_s=max_wait_s,
+            clock=self._clock,
+        )
+        self._requests = ExitStack()
+
+    def idle(self, seconds: float) -> None:
+        self._clock.now_s += seconds
+
+    def enter(self, count: int) -> Turn:
+        """A request that stays until all end."""
+        return self._requests.enter_context(self.backlog.admit(count))
+
+    def end(self) -> None:
+        self._requests.close()
+
+    def refuses(self) -> bool:
+        try:
+            self.backlog.check()
+        except Overloaded:
+            return True
+        return False
+
+    async def answer(self, turn: Turn, items: int, per_s: float) -> None:
+        async with turn(items):
+            self._clock.now_s += items / per_s
+
+    async def answered_at(self, per_s: float) -> None:
+        """Under load, as it has been for long."""
+        until_s = self._clock.now_s + 6 * MEMORY_S
+        with self.backlog.admit(10**6) as turn, self.backlog.admit(10**6):
+            while self._clock.now_s < until_s:
+                await self.answer(turn, 4, per_s)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+def test_requests_are_let_in_until_the_wait_is_too_long_and_again_when_it_is_not() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.02)
+        await model.answered_at(per_s=20)
+        turns = []
+        while not model.refuses():
+            turns.append(model.enter(1))
+        assert len(turns) == 21  # 20 take 1 s
+        refused = pytest.raises(Overloaded, match=r"21 texts .* takes 1\.1 s; .* at most 1\.02 s")
+        with refused, model.backlog.admit(1):
+            pass
+        await model.answer(turns[0], 1, per_s=20)
+        assert not model.refuses()
+
+    run(main)
+
+
+def test_the_faster_the_answers_the_more_is_let_in() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=0.5)
+        for per_s in (400, 50, 200):
+            await model.answered_at(per_s)
+            model.idle(60)
+            for _ in range(9):  # nor does an item alone tell anything
+                with model.backlog.admit(1) as turn:
+                    await model.answer(turn, 1, per_s=1)
+            let_in = 0
+            while not model.refuses():
+                model.enter(1)
+                let_in += 1
+            assert let_in == pytest.approx(0.5 * per_s, rel=0.1)
+            model.end()
+
+    run(main)
+
+
+def test_a_request_is_let_in_or_not_whatever_its_size() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        await model.answered_at(per_s=20)
+        model.enter(1000)  # more than may wait
+        assert not model.refuses()  # 8 of it are out at once
+        while not model.refuses():
+            model.enter(1)
+        for size in (1, 1000):
+            with pytest.raises(Overloaded), model.backlog.admit(size):
+                pass
+        with model.backlog.admit(0):
+            pass  # asks nothing of this model
+
+    run(main)
+
+
+def test_behind_one_large_request_there_is_room_however_slow_the_model() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        await model.answered_at(per_s=0.1)
+        model.enter(1000)
+        assert not model.refuses()
+        model.enter(1)
+        assert model.refuses()
+
+    run(main)
+
+
+def test_before_the_first_answer_nobody_is_refused() -> None:
+    async def main() -> None:
+        model = Model()
+        for _ in range(1000):
+            model.enter(1)
+            model.idle(1)
+        assert not model.refuses()
+
+    run(main)
+
+
+def test_a_model_that_answers_no_more_takes_nothing_more() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        await model.answered_at(per_s=1000)
+        for _ in range(9):
+            model.enter(1)
+        assert not model.refuses()
+        model.idle(20)  # of waiting for it
+        assert model.refuses()
+
+    run(main)
+
+
+def test_a_large_request_makes_its_calls_a_few_at_a_time_and_goes_on_as_they_return() -> None:
+    async def main() -> None:
+        model = Model(items_per_call=4, calls_at_once=2)
+        returned = [asyncio.Event() for _ in range(5)]
+        started: list[int] = []
+
+        async def call(turn: Turn, number: int) -> None:
+            async with turn(4):
+                started.append(number)
+                await returned[number].wait()
+
+        with model.backlog.admit(20) as turn:
+            calls = [asyncio.create_task(call(turn, number)) for number in range(5)]
+            await until(lambda: len(started) == 2)
+            returned[1].set()
+            await until(lambda: len(started) == 3)
+            assert started == [0, 1, 2]
+            for event in returned:
+                event.set()
+            await asyncio.gather(*calls)
+
+    run(main)
+
+
+def test_what_a_request_has_still_to_get_counts_less_and_less_and_nothing_once_it_failed() -> None:
+    async def main() -> None:
+        model = Model(items_per_call=4, calls_at_once=2, max_wait_s=1.0)
+        await model.answered_at(per_s=8)
+
+        async def fail_half_way() -> None:
+            with model.backlog.admit(20) as turn:
+                model.enter(4)
+                assert model.refuses()  # 8 of it are out
+                for _ in range(3):
+                    await model.answer(turn, 4, per_s=8)
+                assert model.refuses()  # its last 8
+                await model.answer(turn, 4, per_s=8)
+                assert not model.refuses()
+                async with turn(4):
+                    raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            await fail_half_way()
+        model.enter(4)
+        assert not model.refuses()  # 8 again, all of others
+        model.enter(1)
+        assert model.refuses()
+
+    run(main)
