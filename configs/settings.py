@@ -70,6 +70,11 @@ class ScaleSettings(Frozen):
     def autoscales(self) -> bool:
         return self.max_replicas is not None and self.max_replicas > self.replicas
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is one replica, always."""
+        return self.replicas == 1 and not self.autoscales
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:

@@ -6,16 +6,18 @@ wait for a successor. So it is for short calls that are safe to repeat, and when
 goes back to the handle.
 
 A frame is the length of what follows (4 bytes, big-endian) and a pickle: `(number, method, arguments)`
-there, `(number, whether it went well, answer or error)` back.
+there, without a method when nobody waits any longer; `(number, whether it went well, answer or error)` back.
 """
 
 import asyncio
 import os
 import pickle
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, cast
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 HEAD_BYTES: Final = 4
 
@@ -23,9 +25,7 @@ HEAD_BYTES: Final = 4
 class _Frames(asyncio.Protocol):
     """Cuts what arrives into frames."""
 
-    def __init__(
-        self, received: Callable[["_Frames", Any], None], lost: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, received: Callable[["_Frames", Any], None], lost: Callable[["_Frames"], None]) -> None:
         self._received = received
         self._lost = lost
         self._buffer = bytearray()
@@ -46,7 +46,7 @@ class _Frames(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._lost()
+        self._lost(self)
 
     def send(self, content: object) -> None:
         """Nothing, once the connection is lost."""
@@ -60,22 +60,36 @@ class _Frames(asyncio.Protocol):
 
 
 class Exchange:
-    """Answers calls of `methods`, coroutine functions, on a socket at `path`; one left there goes."""
+    """Answers calls of `methods`, coroutine functions, on a Unix socket. What nobody waits for any longer is
+    cancelled."""
 
-    def __init__(self, path: Path, *methods: Callable[..., Awaitable[Any]]) -> None:
-        self.path = str(path)
+    def __init__(self, *methods: Callable[..., Awaitable[Any]], path: Path | None = None) -> None:
+        """`path` is where the socket is to be, in a temporary directory by default; one left there goes."""
         self._methods = {method.__name__: method for method in methods}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._path = path
+        self._tasks: dict[tuple[_Frames, int], asyncio.Task[None]] = {}
         self._callers: WeakSet[_Frames] = WeakSet()
+        self._opening = asyncio.Lock()
         self._server: asyncio.Server | None = None
 
-    async def open(self) -> None:
-        """Raises OSError where there cannot be a socket, such as under a path of more than 107 bytes."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connected, self.path, start_serving=False)
-        # For this user alone: whoever can write to it can run code here.
-        os.chmod(self.path, 0o600)
-        await self._server.start_serving()
+    async def opened(self) -> str:
+        """The socket's path, from the first call on.
+
+        Raises OSError where there cannot be a socket, such as under a path of more than 107 bytes.
+        """
+        async with self._opening:
+            if self._path is None:
+                directory = tempfile.mkdtemp(prefix="sightline-")
+                finalize(self, shutil.rmtree, directory, ignore_errors=True)
+                self._path = Path(directory, "line.socket")
+            if self._server is None:
+                loop = asyncio.get_running_loop()
+                server = await loop.create_unix_server(self._connected, self._path, start_serving=False)
+                # For this user alone: whoever can write to it can run code here.
+                os.chmod(self._path, 0o600)
+                await server.start_serving()
+                self._server = server
+            return str(self._path)
 
     def close(self) -> None:
         """Break every line; the sockets are closed one turn of the event loop later."""
@@ -85,14 +99,24 @@ class Exchange:
             caller.close()
 
     def _connected(self) -> _Frames:
-        caller = _Frames(self._called)
+        caller = _Frames(self._called, self._hung_up)
         self._callers.add(caller)
         return caller
 
     def _called(self, caller: _Frames, content: Any) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(caller, *content))
-        self._tasks.add(task)  # the event loop holds its tasks weakly
-        task.add_done_callback(self._tasks.discard)
+        number, method, arguments = content
+        if method is None:
+            if (task := self._tasks.get((caller, number))) is not None:
+                task.cancel()
+            return
+        task = asyncio.get_running_loop().create_task(self._answer(caller, number, method, arguments))
+        self._tasks[caller, number] = task
+        task.add_done_callback(lambda _: self._tasks.pop((caller, number)))
+
+    def _hung_up(self, caller: _Frames) -> None:
+        for (whose, _), task in self._tasks.items():
+            if whose is caller:
+                task.cancel()
 
     async def _answer(self, caller: _Frames, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         try:
@@ -131,6 +155,9 @@ class Line:
         try:
             self._frames.send((number, method, arguments))
             return await answer
+        except asyncio.CancelledError:
+            self._frames.send((number, None, ()))
+            raise
         finally:
             del self._waiting[number]
 
@@ -146,7 +173,7 @@ class Line:
             else:
                 waiting.set_exception(answer)
 
-    def _broken(self) -> None:
+    def _broken(self, _: _Frames) -> None:
         self.open = False
         for waiting in self._waiting.values():
             if not waiting.done():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import ClassifierSettings, VersionSettings
+from deployments.line import Exchange
 from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo
 from deployments.models.loading import load_classifier
@@ -29,6 +30,13 @@ class TextClassifier:
             return _LoadedText(name, source, settings, cache_dir, threads, version)
 
         self._versions = Versioned(load)
+        self._exchange = Exchange(self.classify)
+
+    async def line(self) -> str:
+        """Where callers on this machine can have texts classified without Serve between; see `Line`.
+
+        Raises OSError where there cannot be a socket."""
+        return await self._exchange.opened()
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls this before the first request, and when `user_config` changes under load."""

@@ -45,8 +45,7 @@ class VectorIndex:
         if settings.restore_from:
             self._restore(settings.restore_from, directory)
         self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
-        self._opening = asyncio.Lock()
-        self._exchange: Exchange | None = None
+        self._exchange = Exchange(self.search, path=directory / SOCKET_NAME)
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
@@ -64,12 +63,7 @@ class VectorIndex:
         """Where searches can be asked for without Serve between, by callers on this machine; see `Line`.
 
         Raises OSError where there cannot be a socket in the data directory."""
-        async with self._opening:
-            if self._exchange is None:
-                exchange = Exchange(self._directory / SOCKET_NAME, self.search)
-                await exchange.open()
-                self._exchange = exchange
-        return self._exchange.path
+        return await self._exchange.opened()
 
     async def unavailable(self) -> dict[str, str]:
         """The collections that did not open, by name, and why. Waits for no other call."""

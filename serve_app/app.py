@@ -154,8 +154,7 @@ def _decodes_inline(settings: Settings) -> bool:
     placement, scale = settings.preprocessor.placement, settings.clip.scale
     if placement != "auto":
         return placement == "inline"
-    alone = scale.replicas == 1 and not scale.autoscales and not scale.gpus
-    return alone and (os.cpu_count() or 1) < POOL_CORES
+    return scale.alone and not scale.gpus and (os.cpu_count() or 1) < POOL_CORES
 
 
 def _absolute(path: Path, key: str) -> Path:

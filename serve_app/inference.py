@@ -19,6 +19,7 @@ from deployments.models.base import ModelInfo, Vectors
 from deployments.models.sources import Source
 from deployments.timing import StageTimes
 from serve_app.backlog import Backlog, Turn
+from serve_app.direct import Direct
 from serve_app.embedding_cache import Embedding, EmbeddingCache
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
@@ -108,6 +109,14 @@ class Inference:
             **heads,
         }
         self.heads = frozenset(heads)
+        # Serve chooses between several replicas, and counts what those that autoscale have to do.
+        scales = {settings.clip.name: settings.clip.scale}
+        scales |= {name: classifier.scale for name, classifier in settings.classifiers.items()}
+        self._direct = {
+            name: Direct(handle)
+            for name, handle in {settings.clip.name: encoder, **classifiers}.items()
+            if not isinstance(handle, Unavailable) and scales[name].alone
+        }
         self._aliases = {origin: name for origin, name in aliases.items() if origin}
         self._encoder_info: ModelInfo | None = None
         self._encoder_heard = 0.0  # when it last said which model it is, seconds of the monotonic clock
@@ -296,7 +305,7 @@ class Inference:
 
     async def _send_classify(self, name: str, draw: float | None, texts: Sequence[str]) -> Classified:
         drawn = _draw() if draw is None else draw
-        answer: Classified = await call(self._handle(name), "classify", texts, drawn)
+        answer: Classified = await self._call(name, "classify", texts, drawn)
         return answer
 
     async def classify_images(
@@ -331,16 +340,20 @@ class Inference:
         return await self._send_texts(None, texts)
 
     async def _send_texts(self, _: None, texts: Sequence[str]) -> Rows:
-        return Rows(*await call(self._handle(self.encoder_name), "embed_texts", texts))
+        return Rows(*await self._call(self.encoder_name, "embed_texts", texts))
 
     async def _embed_images(self, images: list[bytes], *, thumbnails: bool) -> Rows:
         if self._preprocessor is None:
-            encoder = self._handle(self.encoder_name)
-            return Rows(*await call(encoder, "embed_encoded", images, thumbnails))
+            return Rows(*await self._call(self.encoder_name, "embed_encoded", images, thumbnails))
         size = (await self.info(self.encoder_name)).image_size
         pixels, small, decoding = await call(self._preprocessor, "__call__", images, size, thumbnails)
-        rows = Rows(*await call(self._handle(self.encoder_name), "embed_images", pixels))
+        rows = Rows(*await self._call(self.encoder_name, "embed_images", pixels))
         return replace(rows, times=decoding.then(rows.times), thumbnails=small)
+
+    async def _call(self, name: str, method: str, *args: Any) -> Any:
+        if (direct := self._direct.get(name)) is not None:
+            return await direct.call(method, *args)
+        return await call(self._handle(name), method, *args)
 
     def _handle(self, name: str) -> Handle:
         model = self.models[name]

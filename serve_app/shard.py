@@ -1,7 +1,6 @@
 """One shard of the index as the gateway sees it: called while it is up, known to be down while it is not."""
 
 import asyncio
-from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -9,12 +8,10 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import NotReady
-from deployments.line import Line
-from serve_app.middleware import waiting_for_a_call
+from serve_app.direct import Direct
 from serve_app.remote import ReplicaLost, call, call_once
 
 PAUSE_S = 0.5  # between two attempts to reach a shard that is down
-LINE_PAUSE_S = 10.0  # before another attempt to lay a line, which a shard on another machine has none of
 
 
 class ShardDown(NotReady):
@@ -33,10 +30,8 @@ class Shard:
     ) -> None:
         """With `lines`, searches of a shard on this machine go over a `Line`."""
         self.name = name
-        self._lines = lines
-        self._line: Line | None = None
-        self._laying: asyncio.Task[None] | None = None
         self._handle = handle
+        self._direct = Direct(handle) if lines else None
         self._timeout_s = timeout_s
         self._recovery: asyncio.Task[None] | None = None
 
@@ -68,22 +63,9 @@ class Shard:
             asked.cancel()
 
     async def _call(self, handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
-        if method == "search" and self._lines:
-            if self._line is not None and self._line.open:
-                with suppress(ConnectionError), waiting_for_a_call():
-                    return await self._line.call(method, *args)
-            if self._laying is None:
-                # Outlives the request, and is no part of its times.
-                self._laying = asyncio.create_task(self._lay(), context=Context())
+        if method == "search" and self._direct is not None:
+            return await self._direct.call(method, *args)
         return await call(handle, method, *args)
-
-    async def _lay(self) -> None:
-        try:
-            self._line = await Line.to(await call(self._handle, "line"))
-        except Exception:  # it is not needed; what is wrong with the shard, its calls will say
-            await asyncio.sleep(LINE_PAUSE_S)
-        finally:
-            self._laying = None
 
     async def ready(self) -> None:
         """Returns while the shard can be used, whatever is known of it."""

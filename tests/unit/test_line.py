@@ -5,7 +5,6 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,16 @@ async def fail_unpicklably() -> None:
     raise ValueError(lambda: None)
 
 
+ended: list[str] = []
+
+
+async def wait_forever(name: str) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append(name)
+
+
 async def closed(exchange: Exchange, line: Line) -> None:
     exchange.close()
     while line.open:  # noqa: ASYNC110 — of a state that only tests wait for
@@ -42,15 +51,13 @@ async def closed(exchange: Exchange, line: Line) -> None:
 
 def on_a_line(use: Callable[[Exchange, Line], Awaitable[None]]) -> None:
     async def main() -> None:
-        exchange = Exchange(Path(directory, "line"), echo, fail, fail_unpicklably)
-        await exchange.open()
-        line = await Line.to(exchange.path)
+        exchange = Exchange(echo, fail, fail_unpicklably, wait_forever)
+        line = await Line.to(await exchange.opened())
         assert await line.call("echo", "hello") == "hello"
         await use(exchange, line)
         await closed(exchange, line)
 
-    with TemporaryDirectory() as directory:
-        asyncio.run(main())
+    asyncio.run(main())
 
 
 def test_each_call_gets_its_own_answer_whatever_the_order() -> None:
@@ -88,6 +95,26 @@ def test_who_went_away_disturbs_nobody() -> None:
     on_a_line(use)
 
 
+def test_what_nobody_waits_for_is_cancelled() -> None:
+    async def use(exchange: Exchange, line: Line) -> None:
+        other = await Line.to(await exchange.opened())
+        cancelled = asyncio.create_task(line.call("wait_forever", "of a caller that went away"))
+        lost = asyncio.create_task(other.call("wait_forever", "of a line that broke"))
+        await asyncio.sleep(0.01)
+        cancelled.cancel()
+        assert await line.call("echo", 1) == 1
+        assert ended == ["of a caller that went away"]
+        other.close()
+        with pytest.raises(ConnectionError):
+            await lost
+        while len(ended) < 2:  # noqa: ASYNC110 — of a state that only tests wait for
+            await asyncio.sleep(0.001)
+        assert not exchange._tasks
+
+    ended.clear()
+    on_a_line(use)
+
+
 def test_a_broken_line_says_so_to_all_who_wait_and_come() -> None:
     async def use(_: Exchange, line: Line) -> None:
         waiting = [asyncio.create_task(line.call("echo", n, 60)) for n in range(3)]
@@ -104,7 +131,7 @@ def test_a_broken_line_says_so_to_all_who_wait_and_come() -> None:
 
 def test_only_this_user_reaches_it() -> None:
     async def use(exchange: Exchange, _: Line) -> None:
-        assert stat.S_IMODE(os.stat(exchange.path).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(await exchange.opened()).st_mode) == 0o600
 
     on_a_line(use)
 
@@ -113,14 +140,15 @@ def test_searches_take_the_line_and_the_handle_where_there_is_none(tmp_path: Pat
     async def main() -> None:
         handle = Handle(VectorIndex(IndexSettings(threads=1), LimitSettings(), tmp_path))
         shards = Shards([handle], IndexSettings(), LimitSettings(), lines=True)  # type: ignore[list-item]
-        shard = shards._shards[0]
+        direct = shards._shards[0]._direct
+        assert direct is not None
 
         async def search() -> None:
             found = await shards.search("a", [np.zeros(2, np.float32)], Wanted(1))
             assert ids(found) == ["x"]
 
         async def laid() -> None:
-            while shard._line is None or not shard._line.open:  # noqa: ASYNC110 — as above
+            while direct._line is None or not direct._line.open:  # noqa: ASYNC110 — as above
                 await asyncio.sleep(0.001)
 
         await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
@@ -133,14 +161,13 @@ def test_searches_take_the_line_and_the_handle_where_there_is_none(tmp_path: Pat
         with pytest.raises(CollectionNotFound):
             await shards.search("b", [np.zeros(2, np.float32)], Wanted(1))
         assert handle.calls == []
-        assert shard._line is not None
-        shard._line.close()  # as when the replica dies
+        assert direct._line is not None
+        direct._line.close()  # as when the replica dies
         await search()
         assert handle.calls[0] == "search"
         await laid()
         await search()
-        assert handle.index._exchange is not None
-        await closed(handle.index._exchange, shard._line)
+        await closed(handle.index._exchange, direct._line)
         handle.index._catalog.close()
 
     asyncio.run(main())
