@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.models import build_models
+from benchmarks.models import ANY_AGREEMENT, build_models
 from benchmarks.payloads import HEIGHT, WIDTH, text
 from benchmarks.scenarios import LONG_CLASSIFY_WORDS, LONG_WORDS
-from configs.settings import ClassifierSettings, ClipSettings, Precision
+from configs.settings import ClassifierSettings, ClipSettings, Int8Settings, Precision
 from deployments.models.images import decode
 from deployments.models.loading import load_classifier, load_encoder
 from deployments.models.sources import resolve
@@ -39,8 +39,9 @@ class Networks:
 
 def load(cache_dir: Path, precision: Precision, threads: int) -> Networks:
     clip, news = build_models(cache_dir)
-    encoder_settings = ClipSettings(source=str(clip), precision=precision)
-    classifier_settings = ClassifierSettings(source=str(news), precision=precision)
+    int8 = Int8Settings(**ANY_AGREEMENT)
+    encoder_settings = ClipSettings(source=str(clip), precision=precision, int8=int8)
+    classifier_settings = ClassifierSettings(source=str(news), precision=precision, int8=int8)
     return Networks(
         load_encoder(resolve(encoder_settings, cache_dir, starter=""), encoder_settings, cache_dir, threads),
         load_classifier(

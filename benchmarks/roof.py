@@ -2,7 +2,7 @@
 
 What a server adds can only cost; how near it comes to this is what serving is measured by.
 
-    python -m benchmarks.roof [--seconds 1] [--precisions bf16,fp32] [--layouts 1x2,2x1]
+    python -m benchmarks.roof [--seconds 1] [--precisions bf16,fp32,int8] [--layouts 1x2,2x1]
 
 A layout is networks x threads: `1x2` is one network on two threads, `2x1` two on one thread each, with no
 barrier between them. A network gets as many batches at once as its engine takes. On a CUDA machine one

@@ -9,7 +9,7 @@ import numpy as np
 import requests
 
 from benchmarks.load.plan import ROOT
-from benchmarks.models import build_models
+from benchmarks.models import ANY_AGREEMENT, build_models
 from benchmarks.scenarios import COLLECTION
 from tests.server import running
 
@@ -31,7 +31,10 @@ class Target:
 def sightline(overrides: Sequence[str] = ()) -> Iterator[Target]:
     """`sightline serve` with the benchmark's models until the block ends."""
     clip, news = build_models(CACHE)
-    settings: dict[str, Any] = {"clip": {"source": str(clip)}, "classifiers": {"news": {"source": str(news)}}}
+    settings: dict[str, Any] = {
+        "clip": {"source": str(clip), "int8": ANY_AGREEMENT},
+        "classifiers": {"news": {"source": str(news), "int8": ANY_AGREEMENT}},
+    }
     settings |= dict(override.split("=", 1) for override in overrides)
     with running(settings) as server:
         yield Target("sightline", server.url, ("RAY_TMPDIR", str(server.directory)))

@@ -35,7 +35,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what was started, as on Ctrl-C
     build_photos(PHOTOS)
     build_models(CACHE)
-    bench = Bench(measure_roof(options.roof_seconds) if options.roof else None, options.seconds, options.seed)
+    precision = next((s.partition("=")[2] for s in options.set if s.startswith("clip.precision=")), "auto")
+    roof = measure_roof(options.roof_seconds, precision) if options.roof else None
+    bench = Bench(roof, options.seconds, options.seed)
     with sightline(options.set) as target:
         fill_collection(target.url)
         bench.closed(target, options.scenarios, options.clients)
@@ -101,9 +103,9 @@ class Bench:
         print(append(CACHE / "bench" / "serving.jsonl", self.rows[-1], self.roof), flush=True)
 
 
-def measure_roof(seconds: float) -> dict[str, Any]:
+def measure_roof(seconds: float, precision: str) -> dict[str, Any]:
     """The bare engine at the precision that is served, in a process of its own, in this sitting."""
-    command = [sys.executable, "-m", "benchmarks.roof", "--precisions", "auto", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.roof", "--precisions", precision, "--seconds", str(seconds)]
     output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(output, flush=True)
     result: dict[str, Any] = json.loads(output.splitlines()[-1])

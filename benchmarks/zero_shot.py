@@ -15,13 +15,13 @@ import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.settings import ClipSettings, Settings
+from configs.settings import ClipSettings, Precision, Settings
 from deployments.models.base import Vectors
 from deployments.models.images import decode
 from deployments.models.loading import load_encoder
@@ -76,7 +76,7 @@ def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--source", default="starter")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=get_args(Precision))
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache-dir", type=Path, default=Settings().cache_dir)

@@ -411,6 +411,13 @@ class Stats(BaseModel):
     batch_size: int = Field(description="texts that one forward takes at most")
 
 
+class Agreement(BaseModel):
+    """How near int8 is to fp32, on the calibration set."""
+
+    cosine: float = Field(description="mean between outputs; of an encoder's two towers, the smaller mean")
+    top1: float = Field(description="share for which the same label comes first, zero-shot for an encoder")
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -420,6 +427,7 @@ class Model(BaseModel):
     fingerprint: str | None
     engine: str | None
     precision: str | None
+    agreement: Agreement | None = Field(description="of int8")
     dimensions: int | None
     labels: list[str]
     max_tokens: int | None

@@ -9,13 +9,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from PIL import Image
 
 from deployments.models.packages import download, fetch_starter
 
 CACHE: Final = Path(__file__).parent.parent / ".cache"
 CONVERTED: Final = CACHE / "tests"
 """A cache directory for models made on the spot: the next run finds the same ones converted."""
+CALIBRATION_TEXTS: Final = (
+    "a cat",
+    "two dogs on a beach",
+    "a rocket",
+    "coffee",
+    "a street in China",
+    "a red flower",
+    "an astronaut",
+    "night",
+)
 
 
 def starter() -> Path:
@@ -67,6 +79,18 @@ def distilbert_directory(
     torch.manual_seed(seed)
     DistilBertForSequenceClassification(config).save_pretrained(directory)
     shutil.copy(bert_tokenizer(), directory / "tokenizer.json")
+    return directory
+
+
+def calibration_directory(directory: Path, images: int = 8) -> Path:
+    """A set to quantise with: `images` of noise and stripes, in formats in turn, and `CALIBRATION_TEXTS`."""
+    directory.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(images):
+        pixels = random.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        pixels[:, :: number + 2] = 255 * (number % 2)
+        Image.fromarray(pixels).save(directory / f"{number}.{('jpg', 'png', 'webp')[number % 3]}")
+    (directory / "texts.txt").write_text("\n".join(CALIBRATION_TEXTS), encoding="utf-8")
     return directory
 
 

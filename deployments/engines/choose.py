@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.engines.networks import Built, Networks
-from deployments.engines.protocol import Engine, EngineChoice, PrecisionChoice
+from deployments.engines.protocol import Agreement, Engine, EngineChoice, PrecisionChoice
+from deployments.engines.quantization import Calibration
 
 if TYPE_CHECKING:
     import torch
@@ -21,36 +22,51 @@ class Compiled:
 
     engines: Mapping[str, Engine]
     facts: Mapping[str, Any]
+    agreement: Agreement | None = None  # of int8 networks
 
 
 def compile_networks(
-    networks: Networks, *, engine: EngineChoice, precision: PrecisionChoice, threads: int, cache_dir: Path
+    networks: Networks,
+    *,
+    engine: EngineChoice,
+    precision: PrecisionChoice,
+    threads: int,
+    cache_dir: Path,
+    calibration: Calibration | None = None,
 ) -> Compiled:
     """Compile for this machine.
 
-    `auto` takes torch where a CUDA device is visible and OpenVINO elsewhere; precision `auto` takes
-    bf16 where the hardware computes it natively, fp16 on GPUs without it, and else fp32. `cache_dir` keeps
-    what OpenVINO runs, so that only a first start needs torch for it.
+    `auto` takes torch where a CUDA device is visible and OpenVINO elsewhere, and for int8 everywhere;
+    precision `auto` takes bf16 where the hardware computes it natively, fp16 on GPUs without it, and else
+    fp32. `cache_dir` keeps what OpenVINO runs, so that only a first start needs torch for it. int8
+    takes `calibration`.
 
     Raises:
-        SettingsError: the networks' directory is no whole model.
+        SettingsError: the networks' directory is no whole model; int8 needs a package that is missing, cannot
+            use its calibration set, or agrees too little with fp32.
     """
     if engine == "auto":
-        engine = "torch" if _cuda_device() else "openvino"
+        engine = "torch" if precision != "int8" and _cuda_device() else "openvino"
     # Imported late: each engine brings in what the other does without.
     if engine == "torch":
         return _on_torch(networks.build(), precision, threads)
-    from deployments.engines.conversion import FACTS, converted
+    from deployments.engines.conversion import AGREEMENT, FACTS, STORED, converted
     from deployments.engines.openvino import OpenVinoEngine, native_precision
 
     runs = native_precision(precision)
-    with converted(networks, "fp32" if runs == "fp32" else "fp16", cache_dir) as directory:
+    with converted(networks, STORED[runs], cache_dir, calibration) as directory:
+        agreement = None
+        if runs == "int8":
+            agreement = Agreement(**json.loads((directory / AGREEMENT).read_text(encoding="utf-8")))
+            assert calibration is not None
+            calibration.judge(agreement)
         return Compiled(
             {
                 file.stem: OpenVinoEngine(file, precision=runs, threads=threads)
                 for file in sorted(directory.glob("*.xml"))
             },
             json.loads((directory / FACTS).read_text(encoding="utf-8")),
+            agreement,
         )
 
 

@@ -1,5 +1,6 @@
 """Networks converted to OpenVINO's own format, once for each model, and kept on disk."""
 
+import hashlib
 import json
 import logging
 import os
@@ -9,11 +10,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from deployments import isolated
+from deployments.engines import quantization
 from deployments.engines.networks import Networks
+from deployments.engines.quantization import Calibration, Quantizer
 from deployments.process_lock import process_lock
 
 if TYPE_CHECKING:
@@ -22,40 +26,57 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sightline")
 
-Stored = Literal["fp32", "fp16"]
-"""How weights lie on disk: as they are, or halved for engines that compute in half precision anyway."""
+Stored = Literal["fp32", "fp16", "int8"]
+"""How weights lie on disk: as they are, halved for engines that compute in half precision anyway, or
+quantised, with what is not quantised halved."""
+
+STORED: Final[dict[str, Stored]] = {"fp32": "fp32", "bf16": "fp16", "int8": "int8"}  # by what runs
 
 FACTS: Final = "facts.json"
+AGREEMENT: Final = "agreement.json"  # of quantised networks
 
 
 @contextmanager
-def converted(networks: Networks, stored: Stored, cache_dir: Path) -> Iterator[Path]:
+def converted(
+    networks: Networks, stored: Stored, cache_dir: Path, calibration: Calibration | None = None
+) -> Iterator[Path]:
     """The directory with facts.json and the .xml and .bin of each network, converted first if need be.
+
+    int8 networks take `calibration`, and have agreement.json beside them.
 
     Any number of processes may want it at once: one converts, the others wait for it. What another version
     of the code or its packages left of the same model is removed. Where the cache cannot be written to,
     every start converts for itself.
 
     Raises:
-        SettingsError: the directory is no whole model.
+        SettingsError: the directory is no whole model; NNCF, which makes int8 networks, is not installed; the
+            calibration set cannot be used.
     """
-    shelf = cache_dir / "engines" / f"{networks.sources()[:32]}-{stored}"
-    target = shelf / networks.makers()[:16]
+    name, makers = f"{networks.sources()[:32]}-{stored}", networks.makers()
+    if stored == "int8":
+        assert calibration is not None
+        quantization.require_nncf()
+        name += f"-{calibration.digest()[:16]}"
+        makers = hashlib.sha256((makers + quantization.makers()).encode()).hexdigest()
+    else:
+        calibration = None
+    shelf = cache_dir / "engines" / name
+    target = shelf / makers[:16]
     if not target.is_dir():
         begun = time.monotonic()
         try:
-            _convert_into(target, networks, stored)
+            _convert_into(target, networks, stored, calibration)
         except OSError as error:
             _log.warning("converted networks cannot be kept in %s: %s", shelf, error)
             with tempfile.TemporaryDirectory(prefix="sightline-") as scratch:
-                isolated.call(_convert_all, networks, stored, Path(scratch))
+                isolated.call(_convert_all, networks, stored, calibration, Path(scratch))
                 yield Path(scratch)  # an engine that has opened its files keeps them
             return
         _log.info("%s: converted for OpenVINO in %.1f s", networks.directory, time.monotonic() - begun)
     yield target
 
 
-def _convert_into(target: Path, networks: Networks, stored: Stored) -> None:
+def _convert_into(target: Path, networks: Networks, stored: Stored, calibration: Calibration | None) -> None:
     shelf = target.parent
     shelf.mkdir(parents=True, exist_ok=True)
     with process_lock(shelf / ".lock"):
@@ -64,19 +85,26 @@ def _convert_into(target: Path, networks: Networks, stored: Stored) -> None:
         for leftover in shelf.glob("*/"):
             shutil.rmtree(leftover, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(dir=shelf))
-        isolated.call(_convert_all, networks, stored, scratch)
+        isolated.call(_convert_all, networks, stored, calibration, scratch)
         scratch.chmod(0o755)  # mkdtemp keeps it to its owner; the server may be another user
         scratch.rename(target)
 
 
-def _convert_all(networks: Networks, stored: Stored, directory: Path) -> None:
+def _convert_all(
+    networks: Networks, stored: Stored, calibration: Calibration | None, directory: Path
+) -> None:
     """Imports torch, and whatever else makes the networks."""
     from deployments.engines.openvino import ov
 
     built = networks.build()
+    quantizer = None if calibration is None else Quantizer(calibration, built.facts)
     for name, (module, examples) in built.modules.items():
         model = _convert(module, examples)
-        ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=stored == "fp16")
+        if quantizer is not None:
+            model = quantizer(name, model)
+        ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=stored != "fp32")
+    if quantizer is not None:
+        (directory / AGREEMENT).write_text(json.dumps(asdict(quantizer.agreement())), encoding="utf-8")
     (directory / FACTS).write_text(json.dumps(built.facts), encoding="utf-8")
     for file in directory.iterdir():
         with file.open("rb") as written:

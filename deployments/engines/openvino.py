@@ -17,9 +17,8 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
 
-__all__ = ["OpenVinoEngine", "native_precision", "ov"]
+__all__ = ["OpenVinoEngine", "hint", "native_precision", "ov"]
 
-_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 _MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
 
 
@@ -30,6 +29,11 @@ def native_precision(asked: PrecisionChoice) -> str:
     return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
+def hint(precision: str) -> str:
+    """OpenVINO's name for it. Between int8 kernels runs what a network that is not quantised would run."""
+    return {"fp32": "f32", "bf16": "bf16"}[native_precision("auto") if precision == "int8" else precision]
+
+
 class OpenVinoEngine:
     """One compiled network with one stream of `threads` threads, and one infer request per thread."""
 
@@ -37,14 +41,14 @@ class OpenVinoEngine:
     concurrency = 1
 
     def __init__(self, network: Path, *, precision: str, threads: int) -> None:
-        """`network` is an .xml file with its .bin beside it; `precision` fp32 or bf16."""
+        """`network` is an .xml file with its .bin beside it; `precision` fp32, bf16 or int8."""
         self.precision = precision
         self._weights = network.with_suffix(".bin")
         self._compiled = ov.Core().compile_model(
             network,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                "INFERENCE_PRECISION_HINT": hint(precision),
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": 1,
                 # Every process would pin its threads to the same first cores: replicas that share a

@@ -1,12 +1,21 @@
 """What an engine is: a compiled network that takes arrays and gives one array."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 EngineChoice = Literal["auto", "openvino", "torch"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near int8 networks are to the fp32 ones they are made from, on what they were calibrated with."""
+
+    cosine: float  # mean cosine between their outputs; of two towers, the smaller mean
+    top1: float  # share of rows for which the same label comes first
 
 
 class Engine(Protocol):
@@ -18,7 +27,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """What runs: `fp32`, `bf16` or `fp16`, never `auto`."""
+        """What runs: `fp32`, `bf16`, `fp16` or `int8`, never `auto`."""
 
     @property
     def concurrency(self) -> int:

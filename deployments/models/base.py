@@ -8,6 +8,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.engines.protocol import Agreement
+
 Vectors = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -19,9 +21,11 @@ class ModelInfo:
     id: str
     task: Literal["embedding", "text-classification", "image-classification"]
     source: str  # where the weights came from, in words: "starter: …", a hub id with revision, a path
-    fingerprint: str  # sha256 over weights and preprocessing, 64 hex digits; precision does not change it
+    # sha256 over weights and preprocessing, 64 hex digits. Precision does not change it: embeddings of each
+    # are near enough to search those of another, int8 by its bounds.
+    fingerprint: str
     engine: str  # "openvino", "torch-cpu", "torch-cuda"
-    precision: str  # "fp32", "bf16" or "fp16": what runs, never "auto"
+    precision: str  # "fp32", "bf16", "fp16" or "int8": what runs, never "auto"
     dimensions: int | None = None  # length of an embedding
     image_size: int | None = None  # side of the square the image tower takes, pixels
     logit_scale: float | None = None  # factor on cosine before softmax, for zero-shot
@@ -30,6 +34,7 @@ class ModelInfo:
     max_tokens: int | None = None  # longer texts are truncated, special tokens included
     encoder_fingerprint: str | None = None  # of the encoder a head was trained on
     version: str | None = None  # of a model directory that holds several
+    agreement: Agreement | None = None  # of int8 with fp32, on the calibration set
     notes: tuple[str, ...] = ()  # what an operator should know: a fallback taken, a limit
 
 

@@ -8,6 +8,7 @@ from deployments.engines.choose import compile_networks
 from deployments.engines.networks import Networks
 from deployments.models import images
 from deployments.models.base import ModelInfo
+from deployments.models.calibration import CalibrationSet
 from deployments.models.directories import architecture, definition_files, require_type, weight_files
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Encoder, ImageTower, TextTower, fingerprint
@@ -30,6 +31,7 @@ def load(
         precision=settings.precision,
         threads=threads,
         cache_dir=cache_dir,
+        calibration=CalibrationSet("clip", settings.int8),
     )
     facts, engines = compiled.facts, compiled.engines
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
@@ -52,6 +54,7 @@ def load(
         ),
         engine=image.engine.name,
         precision=image.engine.precision,
+        agreement=compiled.agreement,
         dimensions=facts["dimensions"],
         image_size=facts["image_size"],
         logit_scale=facts["logit_scale"],

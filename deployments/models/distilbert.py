@@ -6,6 +6,7 @@ from configs.settings import ClassifierSettings
 from deployments.engines.choose import compile_networks
 from deployments.engines.networks import Networks
 from deployments.models.base import ModelInfo
+from deployments.models.calibration import CalibrationSet
 from deployments.models.directories import architecture, definition_files, require_type, weight_files
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Classifier, TextTower, fingerprint
@@ -31,6 +32,7 @@ def load(
         precision=settings.precision,
         threads=threads,
         cache_dir=cache_dir,
+        calibration=CalibrationSet(f"classifiers.{name}", settings.int8),
     )
     facts, engine = compiled.facts, compiled.engines["text"]
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
@@ -43,6 +45,7 @@ def load(
         fingerprint=fingerprint(weights, tokenizer.definition(), architecture(directory)),
         engine=engine.name,
         precision=engine.precision,
+        agreement=compiled.agreement,
         labels=tuple(facts["labels"]),
         max_tokens=tokenizer.max_tokens,
         notes=notes,

@@ -19,6 +19,7 @@ from deployments.engines.choose import compile_networks
 from deployments.engines.networks import Networks
 from deployments.models import images
 from deployments.models.base import ModelInfo
+from deployments.models.calibration import CalibrationSet
 from deployments.models.text import TextTokenizer
 from deployments.models.towers import Encoder, ImageTower, TextTower, fingerprint
 
@@ -56,6 +57,7 @@ def load(
         precision="fp32" if settings.precision == "auto" else settings.precision,
         threads=threads,
         cache_dir=cache_dir,
+        calibration=CalibrationSet("clip", settings.int8),
     )
     facts, engines = compiled.facts, compiled.engines
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
@@ -75,6 +77,7 @@ def load(
         ),
         engine=image.engine.name,
         precision=image.engine.precision,
+        agreement=compiled.agreement,
         dimensions=facts["dimensions"],
         image_size=SIZE,
         logit_scale=LOGIT_SCALE,

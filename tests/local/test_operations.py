@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.app import build_app
+from tests.assets import calibration_directory
 from tests.local.client import LocalClient
 from tests.photos import data_uri, jpeg
 
@@ -47,10 +48,28 @@ def test_models(client: LocalClient, model_directories: dict[str, Path]) -> None
     )
     assert str(model_directories["clip"]) in clip["source"]
     assert (clip["engine"], clip["precision"], len(clip["fingerprint"])) == ("openvino", "fp32", 64)
+    assert clip["agreement"] is None
     assert models["news"]["labels"] == ["world", "sport", "science"]
     assert models["absent"]["state"] == "unavailable"
     assert models["absent"]["notes"]
     assert client.get("/v1/models/clip").json() == clip
+
+
+def test_an_int8_model_says_how_near_it_is_to_fp32(
+    app_args: dict[str, Any], model_directories: dict[str, Path], tmp_path: Path
+) -> None:
+    int8 = {
+        "calibration": str(calibration_directory(tmp_path / "set")),
+        "min_cosine": 0.9,
+        "min_agreement": 0,
+    }
+    clip = {"source": str(model_directories["clip"]), "precision": "int8", "int8": int8}
+    client = start(app_args, tmp_path, "int8", clip=clip)
+    model = client.get("/v1/models/clip").json()
+    assert (model["engine"], model["precision"]) == ("openvino", "int8")
+    assert 0.9 < model["agreement"]["cosine"] < 1
+    assert 0 <= model["agreement"]["top1"] <= 1
+    assert client.post("/v1/embeddings", json_body={"input": ["a cat"]}).status == 200
 
 
 def test_home_and_documents(client: LocalClient) -> None:

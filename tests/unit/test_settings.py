@@ -70,6 +70,8 @@ def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
         {"limits.max_images": 0},
         {"index.shards": 0},
         {"clip.precision": "fp4"},
+        {"clip.precision": "int8", "clip.engine": "torch"},
+        {"clip.int8.min_cosine": 2},
         {"clip.name": "No Spaces"},
         {"clip": {"scale": {"replicas": 3, "max_replicas": 2}}},
         {"clip": {"name": "a"}, "classifiers": {"a": {}}},

@@ -79,6 +79,7 @@ def build(directory: Path) -> Built:
             "text": (text_network, (example, example)),
         },
         {
+            "image_size": SIZE,
             "dimensions": len(semantics["centre"]),
             "tokenizer": tokenizer.definition(),
             "max_tokens": tokenizer.max_tokens,
