@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -35,6 +35,9 @@ STORED: Final[dict[str, Stored]] = {"fp32": "fp32", "bf16": "fp16", "int8": "int
 FACTS: Final = "facts.json"
 AGREEMENT: Final = "agreement.json"  # of quantised networks
 
+_UNFINISHED: Final = "unfinished-"
+_UNUSED_S: Final = 30 * 24 * 3600
+
 
 @contextmanager
 def converted(
@@ -45,8 +48,8 @@ def converted(
     int8 networks take `calibration`, and have agreement.json beside them.
 
     Any number of processes may want it at once: one converts, the others wait for it. What another version
-    of the code or its packages left of the same model is removed. Where the cache cannot be written to,
-    every start converts for itself.
+    of the code or its packages made of the same model goes when it was not used for a month. Where the
+    cache cannot be written to, every start converts for itself.
 
     Raises:
         SettingsError: the directory is no whole model; NNCF, which makes int8 networks, is not installed; the
@@ -73,6 +76,8 @@ def converted(
                 yield Path(scratch)  # an engine that has opened its files keeps them
             return
         _log.info("%s: converted for OpenVINO in %.1f s", networks.directory, time.monotonic() - begun)
+    with suppress(OSError):  # read-only, or another user's
+        os.utime(target)
     yield target
 
 
@@ -82,9 +87,10 @@ def _convert_into(target: Path, networks: Networks, stored: Stored, calibration:
     with process_lock(shelf / ".lock"):
         if target.is_dir():
             return  # another process was first
-        for leftover in shelf.glob("*/"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(dir=shelf))
+        for other in shelf.glob("*/"):
+            if other.name.startswith(_UNFINISHED) or time.time() - other.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(other, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=shelf))
         isolated.call(_convert_all, networks, stored, calibration, scratch)
         scratch.chmod(0o755)  # mkdtemp keeps it to its owner; the server may be another user
         scratch.rename(target)

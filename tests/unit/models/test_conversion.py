@@ -64,28 +64,31 @@ def test_many_at_once_convert_once(tmp_path: Path) -> None:
     assert len(made_at(tmp_path)) == 1
 
 
-def test_other_files_are_another_model_and_other_makers_replace_the_converted(
+def test_other_makers_convert_again_and_what_nobody_uses_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def convert(word: str) -> Path:
         with conversion.converted(networks(tmp_path, word), "fp32", tmp_path) as directory:
             return directory
 
-    one, two = convert("one"), convert("three")
-    assert one.is_dir()
-    assert two.is_dir()
+    one, old = convert("one"), convert("three")
+    os.utime(old, (0, 0))
+    assert convert("three") == old  # used again, so it stays
     monkeypatch.setattr(Networks, "makers", lambda _: "f" * 64)
     newer = convert("three")
+    assert all(directory.is_dir() for directory in (one, old, newer))
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(Networks, "makers", lambda _: "e" * 64)
+    convert("three")
     assert newer.is_dir()
-    assert one.is_dir()
-    assert not two.exists()
+    assert not old.exists()
 
 
 def test_a_conversion_cut_short_leaves_nothing_that_would_be_loaded(tmp_path: Path) -> None:
     wanted = networks(tmp_path)
     shelf = tmp_path / "engines" / f"{wanted.sources()[:32]}-fp32"
-    (shelf / "tmpleft").mkdir(parents=True)
-    (shelf / "tmpleft" / "sums.xml").write_text("half")
+    (shelf / "unfinished-left").mkdir(parents=True)
+    (shelf / "unfinished-left" / "sums.xml").write_text("half")
     with conversion.converted(wanted, "fp32", tmp_path) as directory:
         assert sorted(path.name for path in directory.iterdir()) == ["facts.json", "sums.bin", "sums.xml"]
         assert [path.name for path in shelf.glob("*/")] == [directory.name]
