@@ -66,7 +66,7 @@ class ScaleSettings(Frozen):
     max_ongoing_requests: Positive = Field(
         default=10_000,
         description="per replica; the gateway's limits bound the load, and requests that Serve holds back "
-        "would be hidden from the batch queue and from health checks",
+        "would be hidden from the batch queue and from health checks; calls past Serve do not count",
     )
     cpus: float = Field(default=0.1, ge=0)
     gpus: float = Field(default=0, ge=0)

@@ -32,6 +32,7 @@ class ClipEncoder:
         self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
         self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
         self._exchange = Exchange(self.embed_images, self.embed_encoded, self.embed_texts)
+        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
 
     async def line(self) -> str:
         """Where callers on this machine can ask for embeddings without Serve between; see `Line`.

@@ -67,10 +67,12 @@ class Exchange:
         """`path` is where the socket is to be, in a temporary directory by default; one left there goes."""
         self._methods = {method.__name__: method for method in methods}
         self._path = path
+        self._temporary = False
         self._tasks: dict[tuple[_Frames, int], asyncio.Task[None]] = {}
         self._callers: WeakSet[_Frames] = WeakSet()
         self._opening = asyncio.Lock()
         self._server: asyncio.Server | None = None
+        self._ending = False
 
     async def opened(self) -> str:
         """The socket's path, from the first call on.
@@ -82,6 +84,7 @@ class Exchange:
                 directory = tempfile.mkdtemp(prefix="sightline-")
                 finalize(self, shutil.rmtree, directory, ignore_errors=True)
                 self._path = Path(directory, "line.socket")
+                self._temporary = True
             if self._server is None:
                 loop = asyncio.get_running_loop()
                 server = await loop.create_unix_server(self._connected, self._path, start_serving=False)
@@ -90,6 +93,21 @@ class Exchange:
                 await server.start_serving()
                 self._server = server
             return str(self._path)
+
+    async def drained(self) -> None:
+        """Answer what was asked, send away who comes now, and close.
+
+        As the instance attribute `__del__` of a deployment's object, Serve awaits it before it ends a
+        replica: its own count of requests knows nothing of these.
+        """
+        self._ending = True
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+        self.close()
+        if self._server is not None and self._path is not None:
+            self._path.unlink(missing_ok=True)
+            if self._temporary:
+                self._path.parent.rmdir()
 
     def close(self) -> None:
         """Break every line; the sockets are closed one turn of the event loop later."""
@@ -108,6 +126,9 @@ class Exchange:
         if method is None:
             if (task := self._tasks.get((caller, number))) is not None:
                 task.cancel()
+            return
+        if self._ending:
+            caller.send((number, False, ConnectionError()))
             return
         task = asyncio.get_running_loop().create_task(self._answer(caller, number, method, arguments))
         self._tasks[caller, number] = task

@@ -31,6 +31,7 @@ class TextClassifier:
 
         self._versions = Versioned(load)
         self._exchange = Exchange(self.classify)
+        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
 
     async def line(self) -> str:
         """Where callers on this machine can have texts classified without Serve between; see `Line`.

@@ -46,6 +46,7 @@ class VectorIndex:
             self._restore(settings.restore_from, directory)
         self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
         self._exchange = Exchange(self.search, path=directory / SOCKET_NAME)
+        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")

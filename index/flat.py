@@ -23,7 +23,8 @@ GATHERED_QUERIES = 3
 GATHERED_ROWS = 512
 """Copied at a time: of 512 float32 they are 1 MiB, which the core's own cache holds."""
 RANKED_ROWS = 8192
-"""Scored before all but the best are forgotten, which bounds the memory of a search."""
+"""Scored before all but the best are forgotten; with the next it bounds the memory of a search."""
+RANKED_QUERIES = 64
 
 
 def nearest(
@@ -67,6 +68,17 @@ def nearest_among(
         selector = faiss.IDSelectorArray(positions)
         return nearest(queries, vectors, limit, metric, threads, selector)
     # FAISS would read every row from memory again for each query.
+    parts = [
+        _nearest_gathered(queries[first : first + RANKED_QUERIES], vectors, positions, limit)
+        for first in range(0, len(queries), RANKED_QUERIES)
+    ]
+    return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
+
+
+def _nearest_gathered(
+    queries: Vectors, vectors: Vectors, positions: Rowids, limit: int
+) -> tuple[Scores, Rowids]:
+    """By inner product."""
     scores = np.empty((len(queries), 0), np.float32)
     found = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(positions), RANKED_ROWS):

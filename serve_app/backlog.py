@@ -12,6 +12,8 @@ from deployments.errors import Overloaded
 MEMORY_S: Final = 2.0
 """Of load: answers from longer ago count little in the speed."""
 
+_FEWEST: Final = 1e-6  # answers remembered once there was one
+
 Turn = Callable[[int], AbstractAsyncContextManager[None]]
 
 
@@ -47,7 +49,7 @@ class Backlog:
     def check(self) -> None:
         """Raises Overloaded where a request that comes now would wait too long, whatever its size.
 
-        What one request has out is never too much, however slow the model: a large one keeps nobody out.
+        What one request has out is never too much, however slow the model.
         """
         if self._out <= self._share or not self._answered:
             return
@@ -92,6 +94,8 @@ class Backlog:
         now = self._clock()
         if self._out > self._share:
             fade = math.exp((self._seen - now) / MEMORY_S)
-            self._answered = self._answered * fade + answered
+            if self._answered:
+                self._answered = max(self._answered * fade, _FEWEST)
+            self._answered += answered
             self._loaded_s = self._loaded_s * fade + now - self._seen
         self._seen = now

@@ -13,6 +13,8 @@ from deployments.models.base import Vectors
 from serve_app.inputs import Content
 from serve_app.middleware import waiting_for_a_call
 
+SHARED_CONTENTS = 32
+"""Of a request, at most, for others to wait for what it has embedded."""
 OVERHEAD_BYTES = 500
 """Of an entry beside its vector's numbers: the key, the objects that hold them, a place in the table."""
 
@@ -51,7 +53,7 @@ class EmbeddingCache:
         self._max_bytes = max_bytes
         self.bytes = 0
         self._entries: OrderedDict[bytes, Embedding] = OrderedDict()
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[bytes, Flight] = {}  # of contents that others may wait for
 
     async def __call__(
         self, fingerprint: str, contents: Sequence[Content], compute: Compute, *, keep: bool = True
@@ -70,9 +72,11 @@ class EmbeddingCache:
         counts: Counter[str] = Counter()
         embeddings: dict[int, Embedding] = {}
         missing: Sequence[int] = range(len(contents))
+        # All of a large request's are there at once, at its end: nobody else should wait for that.
+        flights = self._flights if len(contents) <= SHARED_CONTENTS else dict[bytes, Flight]()
         while missing:
-            known, mine, theirs = self._look(keys, missing)
-            made = await self._computed(keys, contents, mine, compute) if mine else {}
+            known, mine, theirs = self._look(keys, missing, flights)
+            made = await self._computed(keys, contents, mine, compute, flights) if mine else {}
             if keep:
                 self._keep(fingerprint, keys, made)
             joined = await _joined(theirs) if theirs else {}
@@ -84,24 +88,29 @@ class EmbeddingCache:
         return Found([embeddings[place] for place in range(len(contents))], +counts)
 
     def _look(
-        self, keys: Sequence[bytes], places: Sequence[int]
+        self, keys: Sequence[bytes], places: Sequence[int], flights: dict[bytes, Flight]
     ) -> tuple[dict[int, Embedding], list[int], dict[int, Flight]]:
-        """By place: what is here, what the caller is to compute, and what is being computed."""
+        """By place: what is here, what the caller is to compute (in `flights` now), and what is computed."""
         known, mine, theirs = dict[int, Embedding](), list[int](), dict[int, Flight]()
         for place in places:
             key = keys[place]
             if key in self._entries:
                 self._entries.move_to_end(key)
                 known[place] = self._entries[key]
-            elif key in self._flights:
-                theirs[place] = self._flights[key]
+            elif (flight := self._flights.get(key) or flights.get(key)) is not None:
+                theirs[place] = flight
             else:
-                self._flights[key] = asyncio.get_running_loop().create_future()
+                flights[key] = asyncio.get_running_loop().create_future()
                 mine.append(place)
         return known, mine, theirs
 
     async def _computed(
-        self, keys: Sequence[bytes], contents: Sequence[Content], mine: list[int], compute: Compute
+        self,
+        keys: Sequence[bytes],
+        contents: Sequence[Content],
+        mine: list[int],
+        compute: Compute,
+        flights: dict[bytes, Flight],
     ) -> dict[int, Embedding]:
         """The embeddings of the contents at `mine`, whose flights end with this, one way or another."""
         outcomes: Sequence[Outcome] = [None] * len(mine)
@@ -121,7 +130,7 @@ class EmbeddingCache:
             raise
         finally:
             for place, outcome in zip(mine, outcomes, strict=True):
-                self._flights.pop(keys[place]).set_result(outcome)
+                flights.pop(keys[place]).set_result(outcome)
 
     def _keep(self, fingerprint: str, keys: Sequence[bytes], embeddings: Mapping[int, Embedding]) -> None:
         for place, embedding in embeddings.items():

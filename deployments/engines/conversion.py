@@ -91,9 +91,13 @@ def _convert_into(target: Path, networks: Networks, stored: Stored, calibration:
             if other.name.startswith(_UNFINISHED) or time.time() - other.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(other, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=shelf))
-        isolated.call(_convert_all, networks, stored, calibration, scratch)
-        scratch.chmod(0o755)  # mkdtemp keeps it to its owner; the server may be another user
-        scratch.rename(target)
+        try:
+            isolated.call(_convert_all, networks, stored, calibration, scratch)
+            scratch.chmod(0o755)  # mkdtemp keeps it to its owner; the server may be another user
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)  # hundreds of megabytes, when the disk is full
+            raise
 
 
 def _convert_all(

@@ -50,12 +50,15 @@ class Networks:
         return digest.hexdigest()
 
     def makers(self) -> str:
-        """A digest of the code that makes the networks, ours and its packages' versions, 64 hex digits."""
+        """A digest of the code that makes the networks, 64 hex digits: what lies beside the builder and in
+        the package above, the conversion, and the versions of other packages."""
         spec = importlib.util.find_spec(self.builder)
         assert spec is not None
         assert spec.origin is not None
         digest = hashlib.sha256(" ".join(f"{name}=={version(name)}" for name in _MAKERS).encode())
-        for file in sorted(Path(spec.origin).parent.glob("*.py")):
+        directory = Path(spec.origin).parent
+        conversion = Path(__file__).with_name("conversion.py")
+        for file in (*sorted(directory.glob("*.py")), *sorted(directory.parent.glob("*.py")), conversion):
             digest.update(file.read_bytes())
         return digest.hexdigest()
 

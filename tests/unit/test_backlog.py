@@ -152,6 +152,9 @@ def test_a_model_that_answers_no_more_takes_nothing_more() -> None:
         assert not model.refuses()
         model.idle(20)  # of waiting for it
         assert model.refuses()
+        for _ in range(100):  # until what it answered before has faded to nothing
+            model.idle(20)
+            assert model.refuses()
 
     run(main)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.errors import BadInput, NotReady, Overloaded, SightlineError, TooLarge
-from serve_app.embedding_cache import OVERHEAD_BYTES, Embedding, EmbeddingCache, Found
+from serve_app.embedding_cache import OVERHEAD_BYTES, SHARED_CONTENTS, Embedding, EmbeddingCache, Found
 from serve_app.inputs import Content
 
 DIMENSIONS = 16
@@ -258,3 +258,17 @@ async def test_without_room_everything_is_computed() -> None:
 
 def encoder_of(fingerprint: str) -> Encoder:
     return Encoder(fingerprint)
+
+
+def test_nobody_waits_for_a_large_request() -> None:
+    async def main() -> None:
+        cache, slow, quick = EmbeddingCache(ROOM), Encoder(free=False), Encoder()
+        large = [*(f"text {n}" for n in range(SHARED_CONTENTS)), "a cat", "a cat"]
+        (waiting,) = await started(cache("a", large, slow))
+        assert slow.calls == [large[:-1]]  # what it holds twice is embedded once
+        check(await cache("a", ["a cat"], quick), ["a cat"])
+        assert quick.calls == [["a cat"]]
+        slow.gate.set()
+        check(await waiting, large)
+
+    asyncio.run(main())

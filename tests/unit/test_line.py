@@ -115,6 +115,29 @@ def test_what_nobody_waits_for_is_cancelled() -> None:
     on_a_line(use)
 
 
+def test_an_exchange_that_ends_answers_what_was_asked_and_nothing_else() -> None:
+    async def use(exchange: Exchange, line: Line) -> None:
+        path = Path(await exchange.opened())
+        asked = asyncio.create_task(line.call("echo", "before", 0.05))
+        await asyncio.sleep(0.01)
+        ending = asyncio.create_task(exchange.drained())
+        await asyncio.sleep(0.01)
+        with pytest.raises(ConnectionError):
+            await line.call("echo", "after")
+        assert await asked == "before"
+        await ending
+        assert not path.parent.exists()
+
+    on_a_line(use)
+
+
+def test_serve_drains_the_exchange_of_a_replica_and_python_does_not(tmp_path: Path) -> None:
+    index = VectorIndex(IndexSettings(threads=1), LimitSettings(), tmp_path)
+    assert index.__del__ == index._exchange.drained
+    assert not hasattr(VectorIndex, "__del__")
+    index._catalog.close()
+
+
 def test_a_broken_line_says_so_to_all_who_wait_and_come() -> None:
     async def use(_: Exchange, line: Line) -> None:
         waiting = [asyncio.create_task(line.call("echo", n, 60)) for n in range(3)]

@@ -13,7 +13,7 @@ from index.chosen import Chosen, RecentFilters
 from index.collection import Collection
 from index.errors import BadFilter
 from index.filters import Condition
-from index.flat import GATHERED_ROWS, RANKED_ROWS, nearest_among, positions_of
+from index.flat import GATHERED_ROWS, RANKED_QUERIES, RANKED_ROWS, nearest_among, positions_of
 from index.items import Item, Rowids
 from index.spec import CollectionSpec, Metric
 from index.store import Reader
@@ -125,7 +125,7 @@ def test_positions_with_and_without_gaps() -> None:
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
 @pytest.mark.parametrize("count", [40, GATHERED_ROWS + 7, RANKED_ROWS + GATHERED_ROWS + 7])
-@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("queries", [1, 5, RANKED_QUERIES + 3])
 def test_the_nearest_among_some_rows_are_exact(metric: Metric, count: int, queries: int) -> None:
     random = np.random.default_rng(count)
     vectors = random.standard_normal((2 * count, 8)).astype(np.float32)
