@@ -10,5 +10,6 @@ from tests.server import Server, running
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     classifiers = {"news": {"source": "starter"}}
-    with running({"clip": {"source": "starter"}, "classifiers": classifiers}) as started:
+    limits = {"max_wait_s": 60}  # a machine that is busy with other tests is no overload
+    with running({"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}) as started:
         yield started
