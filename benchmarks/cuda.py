@@ -157,7 +157,8 @@ def table(results: Sequence[Measured]) -> str:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each kind, batch size and column")
-    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    precisions = [precision for precision in get_args(Precision) if precision != "int8"]  # OpenVINO's alone
+    parser.add_argument("--precision", choices=precisions, default="auto")
     parser.add_argument("--batches", type=lambda value: [int(n) for n in value.split(",")], default=BATCHES)
     parser.add_argument("--cache-dir", type=Path, default=Settings().cache_dir)
     options = parser.parse_args(argv)

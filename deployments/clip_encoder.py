@@ -7,7 +7,7 @@ import numpy as np
 
 from configs.settings import ClipSettings
 from deployments.decoding import Decoder
-from deployments.line import Exchange
+from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo, Pixels, Vectors
 from deployments.models.loading import load_encoder
@@ -17,7 +17,7 @@ from deployments.threads import threads_for
 from deployments.timing import StageTimes
 
 
-class ClipEncoder:
+class ClipEncoder(OnLine):
     """Owns one loaded encoder; ready once both towers have been warmed up."""
 
     def __init__(
@@ -31,14 +31,7 @@ class ClipEncoder:
         self._info = encoder.info
         self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
         self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
-        self._exchange = Exchange(self.embed_images, self.embed_encoded, self.embed_texts)
-        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
-
-    async def line(self) -> str:
-        """Where callers on this machine can ask for embeddings without Serve between; see `Line`.
-
-        Raises OSError where there cannot be a socket."""
-        return await self._exchange.opened()
+        self._answer_on_line(self.embed_images, self.embed_encoded, self.embed_texts)
 
     async def embed_images(self, pixels: Pixels) -> tuple[Vectors, str, list[int], StageTimes]:
         """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions], the fingerprint of what made

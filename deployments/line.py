@@ -149,6 +149,22 @@ class Exchange:
                 caller.send((number, False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
+class OnLine:
+    """A deployment whose methods can be called over a line."""
+
+    def _answer_on_line(self, *methods: Callable[..., Awaitable[Any]], path: Path | None = None) -> None:
+        """Arguments as of `Exchange`; to be called once, by the constructor."""
+        self._exchange = Exchange(*methods, path=path)
+        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
+
+    async def line(self) -> str:
+        """Where callers on this machine can call without Serve between, see `Line`.
+
+        Raises OSError where there cannot be a socket.
+        """
+        return await self._exchange.opened()
+
+
 class Line:
     """One end of a connection to an exchange."""
 

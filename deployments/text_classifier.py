@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import ClassifierSettings, VersionSettings
-from deployments.line import Exchange
+from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo
 from deployments.models.loading import load_classifier
@@ -19,7 +19,7 @@ from deployments.timing import StageTimes
 from deployments.versioned import Versioned
 
 
-class TextClassifier:
+class TextClassifier(OnLine):
     """Owns one DistilBERT classifier, in one version or two; ready once it has been warmed up."""
 
     def __init__(self, name: str, source: Source, settings: ClassifierSettings, cache_dir: Path) -> None:
@@ -30,14 +30,7 @@ class TextClassifier:
             return _LoadedText(name, source, settings, cache_dir, threads, version)
 
         self._versions = Versioned(load)
-        self._exchange = Exchange(self.classify)
-        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
-
-    async def line(self) -> str:
-        """Where callers on this machine can have texts classified without Serve between; see `Line`.
-
-        Raises OSError where there cannot be a socket."""
-        return await self._exchange.opened()
+        self._answer_on_line(self.classify)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve calls this before the first request, and when `user_config` changes under load."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.settings import IndexSettings, LimitSettings
-from deployments.line import Exchange
+from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
 from index.backup import Manifest, Part, check_free, finish, part_directory, write_part
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 SOCKET_NAME = "line.socket"  # no collection is called so
 
 
-class VectorIndex:
+class VectorIndex(OnLine):
     """Owns the files of one of `settings.shards` shards under `root`, by default of the only one.
 
     No other process may have them open, so its replica count stays one. Errors are those of `index.errors`.
@@ -45,8 +45,7 @@ class VectorIndex:
         if settings.restore_from:
             self._restore(settings.restore_from, directory)
         self._catalog = Catalog(directory, settings, limits, lock_timeout_s=settings.lock_timeout_s)
-        self._exchange = Exchange(self.search, path=directory / SOCKET_NAME)
-        self.__del__ = self._exchange.drained  # for Serve alone: Python itself looks at the class
+        self._answer_on_line(self.search, path=directory / SOCKET_NAME)
         # SQLite and FAISS block, and release the GIL. A pool and no semaphore bounds the filters, for
         # a thread goes on when its request is cancelled.
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
@@ -59,12 +58,6 @@ class VectorIndex:
         A collection that cannot be used does not make the others unready; see `unavailable`.
         """
         await asyncio.to_thread(self._catalog.check)
-
-    async def line(self) -> str:
-        """Where searches can be asked for without Serve between, by callers on this machine; see `Line`.
-
-        Raises OSError where there cannot be a socket in the data directory."""
-        return await self._exchange.opened()
 
     async def unavailable(self) -> dict[str, str]:
         """The collections that did not open, by name, and why. Waits for no other call."""

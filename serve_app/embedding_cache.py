@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from deployments.errors import Overloaded, SightlineError, TooLarge
 from deployments.models.base import Vectors
 from serve_app.inputs import Content
+from serve_app.joined import own_error, place_of
 from serve_app.middleware import waiting_for_a_call
 
 SHARED_CONTENTS = 32
@@ -153,7 +153,7 @@ async def _joined(flights: Mapping[int, Flight]) -> dict[int, Embedding]:
     for place, flight in flights.items():
         outcome = flight.result()
         if isinstance(outcome, Exception):
-            raise _own(outcome, place)
+            raise own_error(outcome, None if place_of(outcome) is None else place)
         if outcome is not None:
             embeddings[place] = outcome
     return embeddings
@@ -169,10 +169,3 @@ def _key(fingerprint: str, content: Content) -> bytes:
 
 def _size(entry: Embedding) -> int:
     return entry.vector.nbytes + OVERHEAD_BYTES
-
-
-def _own(error: Exception, place: int) -> Exception:
-    """A copy for one who waited: one that is raised in many tasks gathers the tracebacks of all."""
-    if isinstance(error, SightlineError) and error.index is not None:
-        return error.at(place)
-    return copy(error).with_traceback(None)

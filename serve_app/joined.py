@@ -112,18 +112,29 @@ class Joined(Generic[Key, Item, Answer]):
             first = last
 
 
+def place_of(error: Exception) -> int | None:
+    """The place of the item that the error is about, if it is about one."""
+    return error.index if isinstance(error, SightlineError | VectorIndexError) else None
+
+
+def own_error(error: Exception, place: int | None) -> Exception:
+    """A copy for one of many who get it, about the item at `place` if about one: an error that is raised in
+    many tasks gathers the tracebacks of all."""
+    if place is not None and isinstance(error, SightlineError | VectorIndexError):
+        return error.at(place)
+    return copy(error).with_traceback(None)
+
+
 def _rest(together: list[_Waiting[Item, Answer]], error: Exception) -> list[_Waiting[Item, Answer]]:
     """Give the error to whom it belongs; the others, who are to be asked for again."""
-    place = error.index if isinstance(error, SightlineError | VectorIndexError) else None
+    place = place_of(error)
     first, rest = 0, []
     for waiting in together:
         last = first + len(waiting.items)
         if place is not None and not first <= place < last:
             rest.append(waiting)
         elif not waiting.answer.done():
-            # A copy for each: one that is raised in many tasks gathers the tracebacks of all.
-            own = copy(error) if place is None else error.at(place - first)  # type: ignore[attr-defined]
-            waiting.answer.set_exception(own.with_traceback(None))
+            waiting.answer.set_exception(own_error(error, None if place is None else place - first))
         first = last
     return rest
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from configs.settings import SettingsError
 from deployments import isolated
+from deployments.engines.networks import file_sha256
 from deployments.models.directories import ADAPTER_WEIGHTS, read_json
 from deployments.models.packages import fetch_starter
 
@@ -75,8 +76,7 @@ def materialize(adapter_dir: Path, cache_dir: Path) -> Path:
 
 def base_sha256(base: Path) -> str:
     """sha256 of the base's weights, 64 hex digits."""
-    with (base / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(base / "model.safetensors").hex()
 
 
 def _write_weights(adapter_dir: Path, base: Path, directory: Path) -> None:

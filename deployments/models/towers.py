@@ -1,10 +1,11 @@
 """The two kinds of model every family is made of, an image tower and a text tower, over an engine."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +21,41 @@ _WARM_TEXT: Final = ((1, 8), (1, 16), (4, 16), (16, 16), (32, 32))
 _WARM_IMAGES: Final = (1, 2, 8, 32)
 
 
-class ImageTower(Model[Pixels, Pixels, Vectors]):
-    """Pixels uint8[size, size, 3] to unit vectors float32[dimensions]."""
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
-    def __init__(self, engine: Engine, size: int) -> None:
+
+class Tower(Model[Item, Prepared, Vectors]):
+    """A network over an engine, whose rows are its outputs."""
+
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.size = size
 
     @property
     def concurrency(self) -> int:
         return self.engine.concurrency
+
+    def post(self, rows: Vectors) -> Sequence[Vectors]:
+        return list(rows)
+
+    def warm_up(self) -> None:
+        """Run a few usual shapes, so that the first request finds kernels and memory ready."""
+        for batch in self._usual_batches():
+            for _ in range(self.concurrency):
+                self.forward(batch)
+        self.engine.warmed_up()
+
+    @abstractmethod
+    def _usual_batches(self) -> Iterator[Sequence[Prepared]]:
+        """What to warm up with."""
+
+
+class ImageTower(Tower[Pixels, Pixels]):
+    """Pixels uint8[size, size, 3] to unit vectors float32[dimensions]."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        super().__init__(engine)
+        self.size = size
 
     def pre(self, item: Pixels) -> Pixels:
         """Raises BadInput unless the item is what `images.decode` gives."""
@@ -42,18 +68,12 @@ class ImageTower(Model[Pixels, Pixels, Vectors]):
         """float32[n, dimensions]; normalisation of the pixels is part of the network."""
         return self.engine(np.stack(batch))
 
-    def post(self, rows: Vectors) -> Sequence[Vectors]:
-        return list(rows)
-
-    def warm_up(self) -> None:
-        """Run a few batch sizes, so that the first request finds kernels and memory ready."""
+    def _usual_batches(self) -> Iterator[Sequence[Pixels]]:
         for n in _WARM_IMAGES:
-            for _ in range(self.engine.concurrency):
-                self.forward([np.zeros((self.size, self.size, 3), np.uint8)] * n)
-        self.engine.warmed_up()
+            yield [np.zeros((self.size, self.size, 3), np.uint8)] * n
 
 
-class TextTower(Model[str, Tokens, Vectors]):
+class TextTower(Tower[str, Tokens]):
     """Texts to rows of float32: unit vectors of an encoder, or logits of a classifier.
 
     A network under a causal mask is not `masked`: padding stands after the end token, which sees
@@ -61,14 +81,10 @@ class TextTower(Model[str, Tokens, Vectors]):
     """
 
     def __init__(self, engine: Engine, tokenizer: TextTokenizer, *, pad_id: int, masked: bool) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.tokenizer = tokenizer
         self._pad_id = pad_id
         self._masked = masked
-
-    @property
-    def concurrency(self) -> int:
-        return self.engine.concurrency
 
     def pre(self, item: str) -> Tokens:
         """Token ids, truncated to the model's limit. Raises BadInput."""
@@ -82,16 +98,10 @@ class TextTower(Model[str, Tokens, Vectors]):
         ids, mask = pad(batch, self._pad_id)
         return self.engine(ids, mask) if self._masked else self.engine(ids)
 
-    def post(self, rows: Vectors) -> Sequence[Vectors]:
-        return list(rows)
-
-    def warm_up(self) -> None:
-        """Run a few shapes, so that the first request finds kernels and memory ready."""
+    def _usual_batches(self) -> Iterator[Sequence[Tokens]]:
         token = self.tokenizer.encode("a")[:1]
         for n, length in _WARM_TEXT:
-            for _ in range(self.engine.concurrency):
-                self.forward([np.repeat(token, min(length, self.tokenizer.max_tokens))] * n)
-        self.engine.warmed_up()
+            yield [np.repeat(token, min(length, self.tokenizer.max_tokens))] * n
 
 
 @dataclass(frozen=True)
