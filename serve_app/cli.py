@@ -6,8 +6,11 @@ import secrets
 import signal
 import sys
 import tempfile
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from configs.files import laid_over, parse_overrides, read_config
 from configs.settings import Settings, SettingsError
@@ -29,6 +32,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+
+READY_TIMEOUT_S = 30.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,6 +125,14 @@ def run_check(data_dir: Path) -> int:
     return min(found, 1)
 
 
+def _wait_for_rehearsal(url: str) -> None:
+    """The answer comes when the gateway's own first requests are behind it; it says the rest to who asks."""
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=READY_TIMEOUT_S)
+    with closing(connection), suppress(OSError, HTTPException):
+        connection.request("GET", "/health/ready")
+        connection.getresponse()
+
+
 def _refuse(message: str) -> int:
     print(f"sightline: {message}", file=sys.stderr)
     return 2
@@ -157,6 +170,7 @@ def _serve(args: dict[str, Any], place: Listening, metrics_port: int | None) -> 
             proxy_location="HeadOnly", http_options=place.proxy, logging_config={"log_level": "WARNING"}
         )
         serve.run(app, name="sightline", route_prefix="/")
+        _wait_for_rehearsal(place.url)
         print(f"Sightline is ready on {place.url} (API: /docs)", flush=True)
         _stop_in_order_when_asked()
         signal.pause()

@@ -33,10 +33,18 @@ class Direct:
             self._laying = asyncio.create_task(self._lay(), context=Context())
         return await call(self._handle, method, *args)
 
+    async def laid(self) -> None:
+        """Returns once there is a line, or none could be laid."""
+        with suppress(Exception):
+            await self._connect()
+
     async def _lay(self) -> None:
         try:
-            self._line = await Line.to(await call(self._handle, "line"))
+            await self._connect()
         except Exception:  # it is not needed; what is wrong with the replica, its calls will say
             await asyncio.sleep(PAUSE_S)
         finally:
             self._laying = None
+
+    async def _connect(self) -> None:
+        self._line = await Line.to(await call(self._handle, "line"))

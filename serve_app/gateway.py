@@ -1,5 +1,6 @@
 """The HTTP ingress: holds the handles and limits, builds the FastAPI app whose routes use them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from serve_app.inputs import InputReader
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
 from serve_app.openapi import DESCRIPTION, describe
+from serve_app.rehearsal import rehearse
 from serve_app.routes import bulk, classify, collections, embeddings, health, home, items, models, rerank
 from serve_app.shards import Shards
 
@@ -43,6 +45,12 @@ class Gateway:
         self.fetcher = ImageFetcher(settings.fetch_urls)
         self.inputs = InputReader(settings.limits, self.fetcher)
         self.admissions = Admissions(settings.limits)
+        self.rehearsal: asyncio.Task[None] | None = None
+
+    async def rehearsed(self) -> None:
+        """Returns once this gateway's first requests are behind it."""
+        if self.rehearsal is not None:
+            await asyncio.wait({self.rehearsal})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self)
@@ -53,7 +61,10 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        lines = [*gateway.inference.lines, *gateway.index.lines]
+        gateway.rehearsal = asyncio.create_task(rehearse(gateway.inference, lines))
         yield
+        gateway.rehearsal.cancel()
         await gateway.fetcher.close()
 
     app = FastAPIOffline(

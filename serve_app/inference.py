@@ -149,6 +149,10 @@ class Inference:
         )
 
     @property
+    def lines(self) -> Iterable[Direct]:
+        return self._direct.values()
+
+    @property
     def encoder_name(self) -> str:
         return self._settings.clip.name
 

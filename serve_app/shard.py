@@ -31,7 +31,7 @@ class Shard:
         """With `lines`, searches of a shard on this machine go over a `Line`."""
         self.name = name
         self._handle = handle
-        self._direct = Direct(handle) if lines else None
+        self.direct = Direct(handle) if lines else None
         self._timeout_s = timeout_s
         self._recovery: asyncio.Task[None] | None = None
 
@@ -63,8 +63,8 @@ class Shard:
             asked.cancel()
 
     async def _call(self, handle: DeploymentHandle[Any], method: str, *args: Any) -> Any:
-        if method == "search" and self._direct is not None:
-            return await self._direct.call(method, *args)
+        if method == "search" and self.direct is not None:
+            return await self.direct.call(method, *args)
         return await call(handle, method, *args)
 
     async def ready(self) -> None:

@@ -21,6 +21,7 @@ from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, chec
 from index.merge import merge_evaluations, merge_hits, merge_infos
 from index.shards import shard_of
 from index.spec import CollectionSpec
+from serve_app.direct import Direct
 from serve_app.joined import Joined
 from serve_app.scatter import NO_ANSWER, Scatter, incomplete
 from serve_app.shard import Shard
@@ -80,6 +81,10 @@ class Shards:
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
         self._joined = Joined(self._search, Found.part, JOINED_QUERIES)
+
+    @property
+    def lines(self) -> list[Direct]:
+        return [shard.direct for shard in self._shards if shard.direct is not None]
 
     def probes(self) -> dict[str, Coroutine[Any, Any, None]]:
         """For each shard by name, a call that returns once the shard says that it can be used."""

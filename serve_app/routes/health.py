@@ -44,7 +44,9 @@ async def ready(request: Request) -> Response:
     shards = gateway.index.probes()
     pool = {} if gateway.preprocessor is None else {"preprocessor": call(gateway.preprocessor, "ready")}
     names = [*pool, *shards, *models]
-    states = await asyncio.gather(
+    # Waited for and not told: what holds a rehearsal up is one of the others.
+    _, *states = await asyncio.gather(
+        _state(gateway.rehearsed(), limit_s),
         *(_state(probe, limit_s) for probe in pool.values()),
         *(_state(probe, limit_s) for probe in shards.values()),
         *(

@@ -1,0 +1,120 @@
+"""How long a start takes, and whether the first request after it is slower than those that follow.
+
+    python -m benchmarks.start [--starts 4] [--kinds text,image-raw,classify,search]
+
+Starts `sightline serve` with the benchmark's models, already converted, as many times as asked, until
+/health/ready says so. Each start sends one request of each kind, beginning with another kind each time, and
+then 100 of each, one after the other. Ends in one JSON line.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from benchmarks.load.connection import Connection
+from benchmarks.payloads import Photos, build_photos
+from benchmarks.scenarios import requests
+from benchmarks.servers import PHOTOS, fill_collection, sightline
+
+WARM_REQUESTS: Final = 100
+
+
+@dataclass(frozen=True)
+class First:
+    """One kind of request in one start; `place` is when it was first sent, counted from 0."""
+
+    kind: str
+    place: int
+    first_ms: float
+    second_ms: float
+    warm_p50_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.first_ms / self.warm_p50_ms
+
+
+def main() -> None:
+    options = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what was started, as on Ctrl-C
+    build_photos(PHOTOS)
+    starts: list[float] = []
+    seen: list[First] = []
+    for number in range(options.starts):
+        turn = number % len(options.kinds)
+        began = time.monotonic()
+        with sightline() as target:
+            starts.append(time.monotonic() - began)
+            if "search" in options.kinds:
+                fill_collection(target.url)  # over another connection, and no model's work
+            kinds = [*options.kinds[turn:], *options.kinds[:turn]]
+            seen += asyncio.run(first_requests(target.url, kinds, seed=number))
+        print(f"ready after {starts[-1]:.1f} s; {kinds[0]} first: {seen[-len(kinds)]}", flush=True)
+    print(table(seen, options.kinds))
+    results = {"benchmark": "start", "ready_s": starts, "first": [asdict(first) for first in seen]}
+    print(json.dumps(results))
+
+
+async def first_requests(url: str, kinds: Sequence[str], seed: int) -> list[First]:
+    """Raises RuntimeError at an answer that is not 200."""
+    place = urlsplit(url)
+    assert place.hostname
+    assert place.port
+    photos = Photos(PHOTOS)
+    # Texts that another kind has sent would be found in the cache.
+    sources = {
+        kind: requests(kind, photos, place.netloc, seed=100 * seed + number)
+        for number, kind in enumerate(kinds)
+    }
+
+    async def measured(kind: str) -> float:
+        _, request = next(sources[kind])
+        began = time.perf_counter()
+        answer = await connection.exchange(request)
+        if answer.status != 200:
+            raise RuntimeError(f"{kind}: {answer.status} {answer.body[:500]!r}")
+        return (time.perf_counter() - began) * 1e3
+
+    connection = await Connection.open(place.hostname, place.port)
+    try:
+        first = {kind: await measured(kind) for kind in kinds}
+        second = {kind: await measured(kind) for kind in kinds}
+        warm = {
+            kind: statistics.median([await measured(kind) for _ in range(WARM_REQUESTS)]) for kind in kinds
+        }
+    finally:
+        connection.close()
+    return [First(kind, place, first[kind], second[kind], warm[kind]) for place, kind in enumerate(kinds)]
+
+
+def table(seen: Sequence[First], kinds: Sequence[str]) -> str:
+    """Per kind: its first request where it was the very first, over all starts, and the warm median."""
+    lines = [f"{'':12}{'very first ms':>15}{'first ms':>20}{'warm p50 ms':>14}{'first / warm':>16}"]
+    for kind in kinds:
+        rows = [row for row in seen if row.kind == kind]
+        very = ", ".join(f"{row.first_ms:.1f}" for row in rows if row.place == 0)
+        firsts = f"{min(r.first_ms for r in rows):.1f} to {max(r.first_ms for r in rows):.1f}"
+        ratios = f"{min(r.ratio for r in rows):.2f} to {max(r.ratio for r in rows):.2f}"
+        warm = statistics.median(row.warm_p50_ms for row in rows)
+        lines.append(f"{kind:12}{very:>15}{firsts:>20}{warm:14.1f}{ratios:>16}")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument(
+        "--kinds", type=lambda value: value.split(","), default=["text", "image-raw", "classify", "search"]
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The first requests, which a gateway sends itself: lines to replicas are laid, kernels and code are warm."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from serve_app.direct import Direct
+from serve_app.inference import Inference, Unavailable
+from serve_app.middleware import Timing
+
+REPEATS: Final = 2
+TEXT: Final = "the words of a rehearsal, about as many as usual"
+# One white pixel (GIF89a): of the accepted formats the one with the shortest file.
+IMAGE: Final = bytes.fromhex(
+    "474946383961 0100 0100 80 00 00 ffffff 000000 2c 0000 0000 0100 0100 00 02 02 44 01 00 3b"
+)
+
+
+async def rehearse(inference: Inference, lines: Iterable[Direct]) -> None:
+    """Returns once every model has answered, or failed, which its own requests will show."""
+    await asyncio.gather(*(line.laid() for line in lines))
+    await asyncio.gather(*(_ask(inference, name) for name in inference.models))
+
+
+async def _ask(inference: Inference, name: str) -> None:
+    requests: list[Callable[..., Awaitable[object]]]
+    if isinstance(inference.models[name], Unavailable):
+        requests = []
+    elif name == inference.encoder_name:
+        requests = [partial(inference.embed, [content], keep=False) for content in (TEXT, IMAGE)]
+    elif name in inference.heads:
+        requests = [partial(inference.classify_images, name, [IMAGE])]
+    else:
+        requests = [partial(inference.classify, name, [TEXT])]
+    for request in requests * REPEATS:
+        with suppress(Exception):
+            await request(timing=Timing())
