@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from deployments.errors import SightlineError
@@ -17,27 +18,41 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 AT_ONCE = 2
-"""Calls out to each replica: while an answer is on its way back there is the next to work on."""
+"""Calls out to each worker: while an answer is on its way back there is the next to work on."""
 
 
 @dataclass(eq=False)
 class _Waiting(Generic[Item, Answer]):
     items: Sequence[Item]
     answer: "asyncio.Future[Answer]"
+    call: "_Call | None" = None  # once it is out
 
 
-@dataclass
+@dataclass(eq=False)
+class _Call:
+    task: "asyncio.Task[None]"
+    callers: int  # who wait for it
+
+
+@dataclass(eq=False)
 class _Group(Generic[Item, Answer]):
-    out: int = 0
+    out: int = 0  # calls
+    items_out: int = 0
     waiting: list[_Waiting[Item, Answer]] = field(default_factory=list)
+    due: bool = False  # it is looked at after this turn of the event loop
 
 
 class Joined(Generic[Key, Item, Answer]):
     """Joins calls of the same key, so that what a call costs beside its items is paid once for many.
 
-    Nobody waits for company: a call goes at once while fewer than `at_once` of its key are out. Those that
-    come meanwhile leave as one when a call returns. An error that names an item (`index`) reaches only
-    the caller whose it is, and the rest is asked again without it; any other is everybody's.
+    With nothing out a call goes at once, with those that came in the same turn of the event loop. What
+    comes while there is work out waits for a call to return, or leaves early, for the next to be there
+    when a worker is done, once it is `least` items. No call takes more than its share of all the items
+    there are: callers who are answered together ask again together, and would leave the workers idle while
+    they are answered. So half of them are worked on while the other half is answered.
+
+    An error that names an item (`index`) reaches only the caller whose it is, and the rest is asked again
+    without it; any other is everybody's.
     """
 
     def __init__(
@@ -45,63 +60,95 @@ class Joined(Generic[Key, Item, Answer]):
         call: Callable[[Key, Sequence[Item]], Awaitable[Answer]],
         part: Callable[[Answer, int, int], Answer],
         most: int,
-        at_once: int = AT_ONCE,
+        *,
+        least: int = 1,
+        workers: int = 1,
     ) -> None:
         """`call` makes a call of a key; `part` takes the answer to items first to last (exclusive) out of
-        the answer to all; at most `most` items travel together, unless one caller has more."""
+        the answer to all; at most `most` items travel together, unless one caller has more. `workers` is
+        how many calls are worked on at a time."""
         self._call = call
         self._part = part
         self._most = most
-        self._at_once = at_once
+        self._least = least
+        self._workers = workers
         self._groups: defaultdict[Key, _Group[Item, Answer]] = defaultdict(_Group)
 
     async def __call__(self, key: Key, items: Sequence[Item]) -> Answer:
         """The answer to these items; raises what the call raises."""
         group = self._groups[key]
-        if group.out < self._at_once:
-            return await self._alone(key, group, items)
         mine = _Waiting[Item, Answer](items, asyncio.get_running_loop().create_future())
         group.waiting.append(mine)
-        with waiting_for_a_call():
-            return await mine.answer
-
-    async def _alone(self, key: Key, group: _Group[Item, Answer], items: Sequence[Item]) -> Answer:
-        group.out += 1
+        self._look_soon(key, group)
         try:
-            return await self._call(key, items)
+            with waiting_for_a_call():
+                return await mine.answer
         finally:
-            self._returned(key, group)
+            if mine.call:
+                mine.call.callers -= 1
+                if not mine.call.callers:
+                    mine.call.task.cancel()  # which has ended, unless all have left
 
-    def _returned(self, key: Key, group: _Group[Item, Answer]) -> None:
-        group.out -= 1
+    def _look_soon(self, key: Key, group: _Group[Item, Answer]) -> None:
+        if not group.due:
+            group.due = True
+            asyncio.get_running_loop().call_soon(self._look, key, group)
+
+    def _look(self, key: Key, group: _Group[Item, Answer]) -> None:
+        """Send what is to go now."""
+        group.due = False
         group.waiting = [waiting for waiting in group.waiting if not waiting.answer.done()]  # who left
-        if group.waiting:
+        items = sum(len(waiting.items) for waiting in group.waiting)
+        share = max(self._least, -(-(items + group.items_out) // (AT_ONCE * self._workers)))
+        while group.waiting and (
+            group.out < self._workers or (group.out < AT_ONCE * self._workers and items >= self._least)
+        ):
             together = [group.waiting.pop(0)]
             size = len(together[0].items)
-            while group.waiting and size + len(group.waiting[0].items) <= self._most:
+            while group.waiting and size + len(group.waiting[0].items) <= min(share, self._most):
                 together.append(group.waiting.pop(0))
                 size += len(together[-1].items)
+            items -= size
             group.out += 1
+            group.items_out += size
             # In a context of its own, for it is nobody's request.
             loop = asyncio.get_running_loop()
-            _keep(loop.create_task(self._send(key, group, together), context=Context()))
-        elif not group.out:
+            task = loop.create_task(self._send(key, together), context=Context())
+            task.add_done_callback(partial(self._returned, key, group, together))
+            call = _Call(task, len(together))
+            for waiting in together:
+                waiting.call = call
+        if not group.waiting and not group.out:
             self._groups.pop(key, None)
 
-    async def _send(
-        self, key: Key, group: _Group[Item, Answer], together: list[_Waiting[Item, Answer]]
+    def _returned(
+        self,
+        key: Key,
+        group: _Group[Item, Answer],
+        together: list[_Waiting[Item, Answer]],
+        task: "asyncio.Task[None]",
     ) -> None:
-        try:
-            while together:
-                try:
-                    answer = await self._call(key, [item for waiting in together for item in waiting.items])
-                except Exception as error:
-                    together = _rest(together, error)
-                else:
-                    self._deliver(together, answer)
-                    return
-        finally:
-            self._returned(key, group)
+        group.out -= 1
+        group.items_out -= sum(len(waiting.items) for waiting in together)
+        error = None if task.cancelled() else task.exception()
+        for waiting in together:
+            if waiting.answer.done():
+                continue
+            if error is None:  # the call was cancelled where it went
+                waiting.answer.cancel()
+            else:
+                waiting.answer.set_exception(error)
+        self._look_soon(key, group)
+
+    async def _send(self, key: Key, together: list[_Waiting[Item, Answer]]) -> None:
+        while together:
+            try:
+                answer = await self._call(key, [item for waiting in together for item in waiting.items])
+            except Exception as error:
+                together = _rest(together, error)
+            else:
+                self._deliver(together, answer)
+                return
 
     def _deliver(self, together: list[_Waiting[Item, Answer]], answer: Answer) -> None:
         first = 0
@@ -122,7 +169,10 @@ def own_error(error: Exception, place: int | None) -> Exception:
     many tasks gathers the tracebacks of all."""
     if place is not None and isinstance(error, SightlineError | VectorIndexError):
         return error.at(place)
-    return copy(error).with_traceback(None)
+    try:
+        return copy(error).with_traceback(None)
+    except Exception:  # its class cannot be made from what it says
+        return error
 
 
 def _rest(together: list[_Waiting[Item, Answer]], error: Exception) -> list[_Waiting[Item, Answer]]:
@@ -137,11 +187,3 @@ def _rest(together: list[_Waiting[Item, Answer]], error: Exception) -> list[_Wai
             waiting.answer.set_exception(own_error(error, None if place is None else place - first))
         first = last
     return rest
-
-
-_TASKS: set["asyncio.Task[None]"] = set()  # the event loop holds its tasks weakly
-
-
-def _keep(task: "asyncio.Task[None]") -> None:
-    _TASKS.add(task)
-    task.add_done_callback(_TASKS.discard)

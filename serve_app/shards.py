@@ -28,6 +28,8 @@ from serve_app.shard import Shard
 
 JOINED_QUERIES = 32
 """Searched in one call; FAISS goes through them with all its threads."""
+LEAST_QUERIES = 8
+"""Searched in a call beside another. With 1, 16 clients got 2 100 answers a second instead of 2 570."""
 JOINED_LIMIT = 100
 """A search that wants more results is a call of its own: its answer is large."""
 
@@ -80,7 +82,7 @@ class Shards:
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
-        self._joined = Joined(self._search, Found.part, JOINED_QUERIES)
+        self._joined = Joined(self._search, Found.part, JOINED_QUERIES, least=LEAST_QUERIES)
 
     @property
     def lines(self) -> list[Direct]:

@@ -36,8 +36,8 @@ def part(answer: list[int], first: int, last: int) -> list[int]:
     return answer[first:last]
 
 
-def joined(slow: Slow, most: int = 4) -> Joined[str, int, list[int]]:
-    return Joined(slow, part, most)
+def joined(slow: Slow, most: int = 4, least: int = 1, workers: int = 1) -> Joined[str, int, list[int]]:
+    return Joined(slow, part, most, least=least, workers=workers)
 
 
 async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
@@ -47,17 +47,60 @@ async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
     return tasks
 
 
-def test_the_first_go_at_once_and_the_rest_together() -> None:
+def test_those_of_one_turn_of_the_event_loop_go_in_two_halves() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow)
-        tasks = await started(*(call("a", [n]) for n in range(AT_ONCE + 3)))
-        assert slow.calls == [("a", [n]) for n in range(AT_ONCE)]
+        call = joined(slow, most=32, least=2)
+        tasks = await started(*(call("a", [n]) for n in range(9)))
+        assert slow.calls == [("a", [0, 1, 2, 3, 4]), ("a", [5, 6, 7, 8])]
         slow.gate.set()
-        assert await asyncio.gather(*tasks) == [[n * n] for n in range(AT_ONCE + 3)]
-        assert slow.calls[AT_ONCE:] == [("a", [AT_ONCE, AT_ONCE + 1, AT_ONCE + 2])]
+        assert await asyncio.gather(*tasks) == [[n * n] for n in range(9)]
         assert await call("a", [9]) == [81]
-        assert slow.calls[-1] == ("a", [9])
+        assert slow.calls[2:] == [("a", [9])]
+
+    asyncio.run(scenario())
+
+
+def test_beside_a_call_only_many_leave_and_never_more_than_two_are_out() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, most=32, least=3)
+        tasks = await started(call("a", [0]))
+        tasks += await started(call("a", [1]), call("a", [2]))
+        assert slow.calls == [("a", [0])]
+        tasks += await started(call("a", [3]))
+        assert slow.calls == [("a", [0]), ("a", [1, 2, 3])]
+        tasks += await started(*(call("a", [n]) for n in range(4, 9)))
+        assert len(slow.calls) == 2
+        slow.gate.set()
+        assert await asyncio.gather(*tasks) == [[n * n] for n in range(9)]
+
+    asyncio.run(scenario())
+
+
+def test_few_leave_when_nothing_is_out() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, most=32, least=8)
+        tasks = await started(call("a", [0]))
+        tasks += await started(call("a", [1]), call("a", [2]))
+        slow.gate.set()
+        assert await asyncio.gather(*tasks) == [[0], [1], [4]]
+        assert slow.calls == [("a", [0]), ("a", [1, 2])]
+
+    asyncio.run(scenario())
+
+
+def test_every_worker_has_a_call_before_one_waits_for_company() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, most=32, least=8, workers=3)
+        tasks = []
+        for n in range(5):
+            tasks += await started(call("a", [n]))
+        assert slow.calls == [("a", [0]), ("a", [1]), ("a", [2])]
+        slow.gate.set()
+        assert await asyncio.gather(*tasks) == [[n * n] for n in range(5)]
 
     asyncio.run(scenario())
 
@@ -65,10 +108,11 @@ def test_the_first_go_at_once_and_the_rest_together() -> None:
 def test_keys_do_not_mix_and_calls_are_bounded() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=4)
-        busy = [call(key, [0]) for key in "ab" for _ in range(AT_ONCE)]
+        call = joined(slow, most=4, least=4)
+        busy = [call(key, [0] * 4) for key in "ab" for _ in range(AT_ONCE)]
         more = [call("a", [1, 2, 3]), call("b", [1]), call("a", [4]), call("a", [5, 6]), call("b", [7])]
         tasks = await started(*busy, *more)
+        assert len(slow.calls) == 2 * AT_ONCE
         slow.gate.set()
         results = await asyncio.gather(*tasks)
         assert results[-5:] == [[1, 4, 9], [1], [16], [25, 36], [49]]
@@ -80,8 +124,9 @@ def test_keys_do_not_mix_and_calls_are_bounded() -> None:
 def test_an_error_of_an_item_reaches_only_the_caller_whose_it_is() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=8)
-        tasks = await started(*(call("a", items) for items in [[0]] * AT_ONCE + [[1], [2, -2], [3], [-4]]))
+        call = joined(slow, most=8, least=8)
+        out = [[0] * 8] * AT_ONCE
+        tasks = await started(*(call("a", items) for items in [*out, [1], [2, -2], [3], [-4]]))
         slow.gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         one, bad, three, worse = results[AT_ONCE:]
@@ -99,8 +144,9 @@ def test_any_other_error_is_everybody_s_and_nothing_is_asked_again(error: Except
     async def scenario() -> None:
         slow = Slow()
         slow.error = error
-        call = joined(slow)
-        tasks = await started(*(call("a", [n]) for n in [0] * AT_ONCE + [1, 666, 3]))
+        call = joined(slow, least=4)
+        out = [[0] * 4] * AT_ONCE
+        tasks = await started(*(call("a", items) for items in [*out, [1], [666], [3]]))
         slow.gate.set()
         errors = (await asyncio.gather(*tasks, return_exceptions=True))[AT_ONCE:]
         assert [(type(one), str(one)) for one in errors] == [(type(error), "gone")] * 3
@@ -114,14 +160,49 @@ def test_any_other_error_is_everybody_s_and_nothing_is_asked_again(error: Except
 def test_a_caller_who_leaves_takes_nobody_along() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow)
-        tasks = await started(*(call("a", [n]) for n in range(AT_ONCE + 3)))
-        tasks[AT_ONCE].cancel()  # one that waits
-        tasks[0].cancel()  # one that is out
+        call = joined(slow, most=2, least=2)
+        tasks = await started(*(call("a", [n]) for n in range(2 * AT_ONCE + 2)))
+        assert len(slow.calls) == AT_ONCE
+        leaving = {1, 2 * AT_ONCE}  # one that is out with another, and one that waits
+        for n in leaving:
+            tasks[n].cancel()
         slow.gate.set()
-        rest = [task for n, task in enumerate(tasks) if n not in (0, AT_ONCE)]
-        assert await asyncio.gather(*rest) == [[n * n] for n in range(AT_ONCE + 3) if n not in (0, AT_ONCE)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {
+            n for n, result in enumerate(results) if isinstance(result, asyncio.CancelledError)
+        } == leaving
+        assert all(result == [n * n] for n, result in enumerate(results) if n not in leaving)
+        assert slow.calls[AT_ONCE:] == [("a", [2 * AT_ONCE + 1])]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_all_have_left_ends() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, least=2)
+        tasks = await started(call("a", [1]), call("a", [2]))
+        assert slow.calls == [("a", [1, 2])]
+        later = await started(call("a", [3]))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await started()
+        assert slow.calls[1:] == [("a", [3])]  # there is room for it, though the gate is shut
+        slow.gate.set()
+        assert await later[0] == [9]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_cancelled_where_it_went_does_not_hang() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        slow.gate.set()
+        slow.error = asyncio.CancelledError()  # type: ignore[assignment]
+        call = joined(slow)
         with pytest.raises(asyncio.CancelledError):
-            await tasks[AT_ONCE]
+            await call("a", [666])
+        assert await call("a", [2]) == [4]
 
     asyncio.run(scenario())
