@@ -28,17 +28,12 @@ from serve_app.middleware import Timing
 from serve_app.remote import call, together
 
 Handle = DeploymentHandle[Any]
-Key = TypeVar("Key")
 Result = TypeVar("Result")
 Classified = tuple[NDArray[np.float32], ModelInfo, Sequence[int], StageTimes]
 
 # Texts of one call that others may join. A batch of the model's holds as many; a long request would hold up
 # the short ones that travel with it.
 JOINED_TEXTS = 32
-
-# Sent to a model that is at work. With 32 clients 16 keep it at work all the time, 518 texts/s; sent one by
-# one the first of them make batches of 1 before one of 30, 420 texts/s.
-LEAST_TEXTS = 16
 
 # What infinity's clients send when their caller named no model.
 UNSPECIFIED = "default/not-specified"
@@ -128,9 +123,12 @@ class Inference:
         self._cache = EmbeddingCache(settings.embedding_cache.max_bytes)
         self._cache_metrics = CacheMetrics()
         at_once = _calls_at_once(settings.clip.scale)
-        self._texts = _joined(self._send_texts, Rows.part, settings.clip.scale)
+        workers = _most_replicas(settings.clip.scale)
+        self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, workers)
         self._classified = {
-            name: _joined(partial(self._send_classify, name), _part_of, classifier.scale)
+            name: Joined(
+                partial(self._send_classify, name), _part_of, JOINED_TEXTS, _most_replicas(classifier.scale)
+            )
             for name, classifier in settings.classifiers.items()
         }
         text_backlog = partial(
@@ -391,15 +389,6 @@ def _draw() -> float:
 def _part_of(answer: Classified, first: int, last: int) -> Classified:
     logits, info, tokens, times = answer
     return logits[first:last], info, tokens[first:last], times
-
-
-def _joined(
-    call: Callable[[Key, Sequence[str]], Awaitable[Result]],
-    part: Callable[[Result, int, int], Result],
-    scale: ScaleSettings,
-) -> Joined[Key, str, Result]:
-    workers = _most_replicas(scale)
-    return Joined(call, part, JOINED_TEXTS, least=LEAST_TEXTS, workers=workers)
 
 
 def _calls_at_once(scale: ScaleSettings) -> int:

@@ -20,6 +20,10 @@ Answer = TypeVar("Answer")
 AT_ONCE = 2
 """Calls out to each worker: while an answer is on its way back there is the next to work on."""
 
+SMALLEST_SHARE = 4
+"""Items that are not cut into two calls. With 2 the rates of 4 to 32 clients are up to a fifth lower, with 8
+those of 8 to 32 are."""
+
 
 @dataclass(eq=False)
 class _Waiting(Generic[Item, Answer]):
@@ -45,11 +49,11 @@ class _Group(Generic[Item, Answer]):
 class Joined(Generic[Key, Item, Answer]):
     """Joins calls of the same key, so that what a call costs beside its items is paid once for many.
 
-    With nothing out a call goes at once, with those that came in the same turn of the event loop. What
-    comes while there is work out waits for a call to return, or leaves early, for the next to be there
-    when a worker is done, once it is `least` items. No call takes more than its share of all the items
-    there are: callers who are answered together ask again together, and would leave the workers idle while
-    they are answered. So half of them are worked on while the other half is answered.
+    While a worker is idle a call goes at once, with those that came in the same turn of the event loop. While
+    all are at work what comes waits until one is done, or until it is as much as each has to do and `least`
+    items: then it leaves, for the next to be there when one is done. No call takes more than its share of
+    all the items there are: callers who are answered together ask again together, and would leave the
+    workers idle while they are answered. So half of them are worked on while the other half is answered.
 
     An error that names an item (`index`) reaches only the caller whose it is, and the rest is asked again
     without it; any other is everybody's.
@@ -60,9 +64,8 @@ class Joined(Generic[Key, Item, Answer]):
         call: Callable[[Key, Sequence[Item]], Awaitable[Answer]],
         part: Callable[[Answer, int, int], Answer],
         most: int,
-        *,
-        least: int = 1,
         workers: int = 1,
+        least: int = 1,
     ) -> None:
         """`call` makes a call of a key; `part` takes the answer to items first to last (exclusive) out of
         the answer to all; at most `most` items travel together, unless one caller has more. `workers` is
@@ -70,8 +73,8 @@ class Joined(Generic[Key, Item, Answer]):
         self._call = call
         self._part = part
         self._most = most
-        self._least = least
         self._workers = workers
+        self._least = least
         self._groups: defaultdict[Key, _Group[Item, Answer]] = defaultdict(_Group)
 
     async def __call__(self, key: Key, items: Sequence[Item]) -> Answer:
@@ -99,9 +102,12 @@ class Joined(Generic[Key, Item, Answer]):
         group.due = False
         group.waiting = [waiting for waiting in group.waiting if not waiting.answer.done()]  # who left
         items = sum(len(waiting.items) for waiting in group.waiting)
-        share = max(self._least, -(-(items + group.items_out) // (AT_ONCE * self._workers)))
+        share = max(SMALLEST_SHARE, self._least, -(-(items + group.items_out) // (AT_ONCE * self._workers)))
         while group.waiting and (
-            group.out < self._workers or (group.out < AT_ONCE * self._workers and items >= self._least)
+            group.out < self._workers
+            or (
+                group.out < AT_ONCE * self._workers and items >= max(self._least, group.items_out / group.out)
+            )
         ):
             together = [group.waiting.pop(0)]
             size = len(together[0].items)

@@ -8,7 +8,7 @@ import pytest
 
 from deployments.errors import BadInput, NotReady
 from serve_app.errors import ApiError
-from serve_app.joined import AT_ONCE, Joined
+from serve_app.joined import AT_ONCE, SMALLEST_SHARE, Joined
 
 Calls = list[tuple[str, list[int]]]
 
@@ -36,8 +36,8 @@ def part(answer: list[int], first: int, last: int) -> list[int]:
     return answer[first:last]
 
 
-def joined(slow: Slow, most: int = 4, least: int = 1, workers: int = 1) -> Joined[str, int, list[int]]:
-    return Joined(slow, part, most, least=least, workers=workers)
+def joined(slow: Slow, most: int = 4, workers: int = 1, least: int = 1) -> Joined[str, int, list[int]]:
+    return Joined(slow, part, most, workers, least)
 
 
 async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
@@ -50,35 +50,51 @@ async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
 def test_those_of_one_turn_of_the_event_loop_go_in_two_halves() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=32, least=2)
+        call = joined(slow, most=32)
         tasks = await started(*(call("a", [n]) for n in range(9)))
-        assert slow.calls == [("a", [0, 1, 2, 3, 4]), ("a", [5, 6, 7, 8])]
+        assert slow.calls == [("a", [0, 1, 2, 3, 4])]  # the others are fewer, and wait for it
+        tasks += await started(call("a", [9]))
+        assert slow.calls[1:] == [("a", [5, 6, 7, 8, 9])]
         slow.gate.set()
-        assert await asyncio.gather(*tasks) == [[n * n] for n in range(9)]
-        assert await call("a", [9]) == [81]
-        assert slow.calls[2:] == [("a", [9])]
+        assert await asyncio.gather(*tasks) == [[n * n] for n in range(10)]
+        assert await call("a", [10]) == [100]
+        assert slow.calls[2:] == [("a", [10])]
 
     asyncio.run(scenario())
 
 
-def test_beside_a_call_only_many_leave_and_never_more_than_two_are_out() -> None:
+def test_few_are_not_cut_in_two() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=32, least=3)
-        tasks = await started(call("a", [0]))
-        tasks += await started(call("a", [1]), call("a", [2]))
-        assert slow.calls == [("a", [0])]
-        tasks += await started(call("a", [3]))
-        assert slow.calls == [("a", [0]), ("a", [1, 2, 3])]
-        tasks += await started(*(call("a", [n]) for n in range(4, 9)))
-        assert len(slow.calls) == 2
+        call = joined(slow)
+        tasks = await started(*(call("a", [n]) for n in range(SMALLEST_SHARE)))
+        assert slow.calls == [("a", list(range(SMALLEST_SHARE)))]
         slow.gate.set()
-        assert await asyncio.gather(*tasks) == [[n * n] for n in range(9)]
+        await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
 
 
-def test_few_leave_when_nothing_is_out() -> None:
+@pytest.mark.parametrize("least", [1, 3])
+def test_beside_a_call_as_many_leave_as_it_has_and_never_more_than_two_are_out(least: int) -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        call = joined(slow, most=32, least=least)
+        tasks = await started(call("a", [0]))
+        enough = list(range(1, 1 + least))
+        for n in enough:
+            assert slow.calls == [("a", [0])]
+            tasks += await started(call("a", [n]))
+        assert slow.calls == [("a", [0]), ("a", enough)]
+        tasks += await started(*(call("a", [n]) for n in range(10, 20)))
+        assert len(slow.calls) == AT_ONCE
+        slow.gate.set()
+        assert await asyncio.gather(*tasks) == [[n * n] for n in [0, *enough, *range(10, 20)]]
+
+    asyncio.run(scenario())
+
+
+def test_those_that_wait_leave_when_the_call_returns() -> None:
     async def scenario() -> None:
         slow = Slow()
         call = joined(slow, most=32, least=8)
@@ -91,10 +107,10 @@ def test_few_leave_when_nothing_is_out() -> None:
     asyncio.run(scenario())
 
 
-def test_every_worker_has_a_call_before_one_waits_for_company() -> None:
+def test_no_worker_is_idle_while_something_waits() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=32, least=8, workers=3)
+        call = joined(slow, most=32, workers=3, least=8)
         tasks = []
         for n in range(5):
             tasks += await started(call("a", [n]))
@@ -108,7 +124,7 @@ def test_every_worker_has_a_call_before_one_waits_for_company() -> None:
 def test_keys_do_not_mix_and_calls_are_bounded() -> None:
     async def scenario() -> None:
         slow = Slow()
-        call = joined(slow, most=4, least=4)
+        call = joined(slow, most=4)
         busy = [call(key, [0] * 4) for key in "ab" for _ in range(AT_ONCE)]
         more = [call("a", [1, 2, 3]), call("b", [1]), call("a", [4]), call("a", [5, 6]), call("b", [7])]
         tasks = await started(*busy, *more)
