@@ -66,8 +66,8 @@ def _embed_images(count: int) -> Callable[[Photos, int], bytes]:
     return body
 
 
-def _search(_: Photos, number: int) -> bytes:
-    return json.dumps({"text": text(number, 9), "limit": 10}).encode()
+def _search(words: int) -> Callable[[Photos, int], bytes]:
+    return lambda _, number: json.dumps({"text": text(number, words), "limit": 10}).encode()
 
 
 _EMBED: Final = "/v1/embeddings"
@@ -95,9 +95,11 @@ SCENARIOS: Final = {
             roof="classify-long",
             peer=True,
         ),
-        Scenario("search", _SEARCH, JSON, _search, _hits, roof="text"),
+        Scenario("search", _SEARCH, JSON, _search(9), _hits, roof="text"),
     )
 }
+# The body of a request with so many words, for the kinds that send one text.
+TEXTS: Final = {"text": _embed_texts, "classify": _classify, "search": _search}
 # Shares of the requests; every kind of work at once, as no single-kind benchmark shows it.
 MIXES: Final[dict[str, dict[str, int]]] = {
     "mixed": {"image-raw": 4, "text": 3, "classify": 2, "search": 1},

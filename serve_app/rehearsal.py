@@ -10,7 +10,7 @@ from serve_app.direct import Direct
 from serve_app.inference import Inference, Unavailable
 from serve_app.middleware import Timing
 
-REPEATS: Final = 2
+REPEATS: Final = 5
 TEXT: Final = "the words of a rehearsal, about as many as usual"
 # One white pixel (GIF89a): of the accepted formats the one with the shortest file.
 IMAGE: Final = bytes.fromhex(
