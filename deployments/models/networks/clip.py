@@ -22,6 +22,8 @@ from deployments.models.text import TextTokenizer
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
+_MASKED: Final = torch.finfo(torch.float16).min  # added to a score, in whatever precision
+
 _BICUBIC: Final = 3  # Pillow's number, which preprocessor_config.json stores
 
 
@@ -60,9 +62,17 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.tower = clip.text_model
         self.projection = clip.text_projection
+        config: Any = clip.config
+        longest = config.text_config.max_position_embeddings
+        # Only told that attention is causal, OpenVINO makes the mask anew in each layer, between nodes it then
+        # cannot fuse: 941 nodes instead of 547, and 699 texts/s instead of 763 (batches of 16, two cores).
+        self.register_buffer("causal", torch.full((1, 1, longest, longest), _MASKED).triu(1))
+        self.causal: torch.Tensor
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        pooled = self.tower(input_ids=ids).pooler_output
+        length = ids.shape[1]
+        mask = self.causal[:, :, :length, :length]
+        pooled = self.tower(input_ids=ids, attention_mask=mask).pooler_output
         return normalize(self.projection(pooled).float(), dim=-1)
 
 
