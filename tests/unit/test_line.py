@@ -163,7 +163,7 @@ def test_searches_take_the_line_and_the_handle_where_there_is_none(tmp_path: Pat
     async def main() -> None:
         handle = Handle(VectorIndex(IndexSettings(threads=1), LimitSettings(), tmp_path))
         shards = Shards([handle], IndexSettings(), LimitSettings(), lines=True)  # type: ignore[list-item]
-        direct = shards._shards[0]._direct
+        direct = shards._shards[0].direct
         assert direct is not None
 
         async def search() -> None:
