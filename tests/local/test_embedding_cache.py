@@ -173,10 +173,10 @@ def test_an_encoder_that_changes_all_the_time_is_an_error(tmp_path: Path) -> Non
 
     async def run() -> None:
         encoder: Any = Restless()
-        # Two calls a request, that two versions answer.
-        settings = Settings.from_args({"data_dir": str(tmp_path), "gateway.texts_per_call": 1})
-        gateway = Inference(settings, None, encoder, {}, {}, {})
+        # Two calls a request, which do not travel together, so that two versions answer them.
+        args = {"data_dir": str(tmp_path), "gateway.texts_per_call": inference.JOINED_TEXTS}
+        gateway = Inference(Settings.from_args(args), None, encoder, {}, {}, {})
         with pytest.raises(NotReady, match="again and again"):
-            await gateway.embed(["a", "b"], Timing())
+            await gateway.embed([f"text {n}" for n in range(2 * inference.JOINED_TEXTS)], Timing())
 
     asyncio.run(run())
