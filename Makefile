@@ -56,6 +56,9 @@ bench-roof: setup ## The bare engine alone: every layout, batch size and precisi
 bench-batching: setup ## The batch queue against @serve.batch
 	$(BIN)/python -m benchmarks.batching $(LONG) $(OPTIONS)
 
+bench-start: setup ## How long a start takes, and the first requests beside those that follow
+	$(BIN)/python -m benchmarks.start $(OPTIONS)
+
 crash: setup ## Kill the index under writes fifty times (ROUNDS=… for another number): is anything lost?
 	ROUNDS=$(or $(ROUNDS),50) $(BIN)/python -m pytest -q --timeout 3600 tests/faults/test_crash.py
 
@@ -81,4 +84,4 @@ bench-index: setup $(PEERS)/.installed ## The vector index beside its peers (240
 clean: ## Remove what set-up made (never data/)
 	rm -rf $(VENV) .cache
 
-.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching bench-index crash soak clean
+.PHONY: help setup serve check test starters train-smoke bench bench-peers bench-roof bench-batching bench-start bench-index crash soak clean

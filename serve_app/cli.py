@@ -126,7 +126,7 @@ def run_check(data_dir: Path) -> int:
 
 
 def _wait_for_rehearsal(url: str) -> None:
-    """The answer comes when the gateway's own first requests are behind it; it says the rest to who asks."""
+    """`/health/ready` answers once the gateway has its own first requests behind it, whatever it then says."""
     connection = HTTPConnection(urlsplit(url).netloc, timeout=READY_TIMEOUT_S)
     with closing(connection), suppress(OSError, HTTPException):
         connection.request("GET", "/health/ready")
@@ -170,9 +170,9 @@ def _serve(args: dict[str, Any], place: Listening, metrics_port: int | None) -> 
             proxy_location="HeadOnly", http_options=place.proxy, logging_config={"log_level": "WARNING"}
         )
         serve.run(app, name="sightline", route_prefix="/")
+        _stop_in_order_when_asked()
         _wait_for_rehearsal(place.url)
         print(f"Sightline is ready on {place.url} (API: /docs)", flush=True)
-        _stop_in_order_when_asked()
         signal.pause()
     except KeyboardInterrupt:
         print("Sightline is stopping", flush=True)

@@ -47,4 +47,8 @@ class Direct:
             self._laying = None
 
     async def _connect(self) -> None:
-        self._line = await Line.to(await call(self._handle, "line"))
+        line = await Line.to(await call(self._handle, "line"))
+        if self._line is not None and self._line.open:  # laid by another attempt meanwhile
+            line.close()
+        else:
+            self._line = line

@@ -62,7 +62,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lines = [*gateway.inference.lines, *gateway.index.lines]
-        gateway.rehearsal = asyncio.create_task(rehearse(gateway.inference, lines))
+        limit_s = gateway.settings.limits.request_timeout_s
+        gateway.rehearsal = asyncio.create_task(rehearse(gateway.inference, lines, limit_s))
         yield
         gateway.rehearsal.cancel()
         await gateway.fetcher.close()

@@ -222,7 +222,7 @@ class Inference:
             for _ in range(SWAPS_ENDURED):
                 info = await self.info(self.encoder_name)
                 if thumbnails:  # they are not in the cache, and making them is most of the work
-                    embeddings = await self._compute(timing, contents, thumbnails=True)
+                    embeddings = await self.compute(timing, contents, thumbnails=True)
                 else:
                     embeddings = await self._cached(info.fingerprint, contents, timing, keep)
                 fingerprints = {embedding.fingerprint for embedding in embeddings} or {info.fingerprint}
@@ -237,7 +237,7 @@ class Inference:
     async def _cached(
         self, fingerprint: str, contents: Sequence[Content], timing: Timing, keep: bool
     ) -> list[Embedding]:
-        found = await self._cache(fingerprint, contents, partial(self._compute, timing), keep=keep)
+        found = await self._cache(fingerprint, contents, partial(self.compute, timing), keep=keep)
         if found.counts:  # none while it is off
             timing.cache.update(found.counts)
             self._cache_metrics.record(found.counts, self._cache.bytes)
@@ -249,10 +249,10 @@ class Inference:
             return (await self.probe(self.encoder_name)).fingerprint == fingerprint
         return True
 
-    async def _compute(
+    async def compute(
         self, timing: Timing, contents: Sequence[Content], *, thumbnails: bool = False
     ) -> list[Embedding]:
-        """What the replicas make of the contents; an error has its place among them for its `index`.
+        """What the replicas make of the contents, past the cache; an error has its place among them (`index`).
 
         Raises Overloaded: there is more to do than gets done in time.
         """

@@ -1,4 +1,4 @@
-"""Calls that arrive while others of their kind are out travel together."""
+"""Calls of one kind that arrive together, or while others are out, travel together."""
 
 import asyncio
 from collections import defaultdict
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from deployments.errors import SightlineError
+from deployments.errors import NotReady, SightlineError
 from index.errors import VectorIndexError
 from serve_app.middleware import waiting_for_a_call
 
@@ -52,8 +52,9 @@ class Joined(Generic[Key, Item, Answer]):
     While a worker is idle a call goes at once, with those that came in the same turn of the event loop. While
     all are at work what comes waits until one is done, or until it is as much as each has to do and `least`
     items: then it leaves, for the next to be there when one is done. No call takes more than its share of
-    all the items there are: callers who are answered together ask again together, and would leave the
-    workers idle while they are answered. So half of them are worked on while the other half is answered.
+    all the items there are, unless these are few: callers who are answered together ask again together, and
+    would leave the workers idle while they are answered. So half of them are worked on while the other half
+    is answered.
 
     An error that names an item (`index`) reaches only the caller whose it is, and the rest is asked again
     without it; any other is everybody's.
@@ -69,7 +70,8 @@ class Joined(Generic[Key, Item, Answer]):
     ) -> None:
         """`call` makes a call of a key; `part` takes the answer to items first to last (exclusive) out of
         the answer to all; at most `most` items travel together, unless one caller has more. `workers` is
-        how many calls are worked on at a time."""
+        how many calls are worked on at a time, `least` how many items a call has that leaves while all are
+        at work."""
         self._call = call
         self._part = part
         self._most = most
@@ -140,10 +142,7 @@ class Joined(Generic[Key, Item, Answer]):
         for waiting in together:
             if waiting.answer.done():
                 continue
-            if error is None:  # the call was cancelled where it went
-                waiting.answer.cancel()
-            else:
-                waiting.answer.set_exception(error)
+            waiting.answer.set_exception(error or NotReady("the call was cancelled where it went; try again"))
         self._look_soon(key, group)
 
     async def _send(self, key: Key, together: list[_Waiting[Item, Answer]]) -> None:
@@ -183,7 +182,13 @@ def own_error(error: Exception, place: int | None) -> Exception:
 
 def _rest(together: list[_Waiting[Item, Answer]], error: Exception) -> list[_Waiting[Item, Answer]]:
     """Give the error to whom it belongs; the others, who are to be asked for again."""
+    if len(together) == 1:  # as it is, with its traceback
+        if not together[0].answer.done():
+            together[0].answer.set_exception(error)
+        return []
     place = place_of(error)
+    if place is not None and place >= sum(len(waiting.items) for waiting in together):
+        place = None  # of none of them
     first, rest = 0, []
     for waiting in together:
         last = first + len(waiting.items)

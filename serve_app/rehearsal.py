@@ -18,22 +18,23 @@ IMAGE: Final = bytes.fromhex(
 )
 
 
-async def rehearse(inference: Inference, lines: Iterable[Direct]) -> None:
-    """Returns once every model has answered, or failed, which its own requests will show."""
+async def rehearse(inference: Inference, lines: Iterable[Direct], limit_s: float) -> None:
+    """Returns once the encoder and the text classifiers have answered, or failed, or taken `limit_s` since
+    they were there: what is wrong, their own requests will show. Image heads have next to nothing to do."""
     await asyncio.gather(*(line.laid() for line in lines))
-    await asyncio.gather(*(_ask(inference, name) for name in inference.models))
+    await asyncio.gather(*(_ask(inference, name, limit_s) for name in inference.models))
 
 
-async def _ask(inference: Inference, name: str) -> None:
-    requests: list[Callable[..., Awaitable[object]]]
-    if isinstance(inference.models[name], Unavailable):
-        requests = []
-    elif name == inference.encoder_name:
-        requests = [partial(inference.embed, [content], keep=False) for content in (TEXT, IMAGE)]
-    elif name in inference.heads:
-        requests = [partial(inference.classify_images, name, [IMAGE])]
+async def _ask(inference: Inference, name: str, limit_s: float) -> None:
+    if isinstance(inference.models[name], Unavailable) or name in inference.heads:
+        return
+    requests: list[Callable[[], Awaitable[object]]]
+    if name == inference.encoder_name:
+        requests = [partial(inference.compute, Timing(), [content]) for content in (TEXT, IMAGE)]
     else:
-        requests = [partial(inference.classify, name, [TEXT])]
-    for request in requests * REPEATS:
-        with suppress(Exception):
-            await request(timing=Timing())
+        requests = [partial(inference.classify, name, [TEXT], Timing())]
+    with suppress(Exception):
+        await inference.probe(name)  # however long it takes to load
+        async with asyncio.timeout(limit_s):
+            for request in requests * REPEATS:
+                await request()

@@ -44,7 +44,7 @@ async def ready(request: Request) -> Response:
     shards = gateway.index.probes()
     pool = {} if gateway.preprocessor is None else {"preprocessor": call(gateway.preprocessor, "ready")}
     names = [*pool, *shards, *models]
-    # Waited for and not told: what holds a rehearsal up is one of the others.
+    # Waited for and not told: what is not there, the others say.
     _, *states = await asyncio.gather(
         _state(gateway.rehearsed(), limit_s),
         *(_state(probe, limit_s) for probe in pool.values()),

@@ -71,6 +71,10 @@ def searched(server: Server) -> list[str]:
 
 def wait_for_metrics(server: Server, port: int) -> None:
     """Embed on a new server, and wait until Prometheus would find what that did on `port`."""
+    deadline = time.monotonic() + METRICS_WITHIN_S
+    while "ray_sightline_forward_ms" not in metrics(port):
+        assert time.monotonic() < deadline, "the gateway has not rehearsed"
+        time.sleep(0.5)
     for _ in range(3):
         assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
     wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}

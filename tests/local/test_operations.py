@@ -1,5 +1,6 @@
 """Health, models, keys, overload, time limits and the OpenAPI document."""
 
+import asyncio
 import json
 import re
 import threading
@@ -34,6 +35,33 @@ def test_health(client: LocalClient) -> None:
             "absent": "unavailable",
         },
     }
+
+
+def test_ready_waits_for_the_rehearsal_but_not_for_ever(
+    app_args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, entered = threading.Event(), threading.Event()
+
+    async def held(*_: object) -> None:
+        entered.set()
+        while not go.is_set():  # noqa: ASYNC110 — set by another thread
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("serve_app.gateway.rehearse", held)
+    patient = start(app_args, tmp_path / "patient", "patient", gateway={"health_timeout_s": 60})
+    assert entered.is_set()
+    asked = threading.Thread(target=lambda: answers.append(patient.get("/health/ready")))
+    answers: list[Any] = []
+    asked.start()
+    assert patient.get("/health/live").status == 200  # in whose time the other would have been answered
+    assert patient.get("/v1/models").status == 200
+    assert not answers
+    hasty = start(app_args, tmp_path / "hasty", "hasty", gateway={"health_timeout_s": 0.1})
+    assert hasty.get("/health/ready").json()["status"] == "ready"
+    assert not answers
+    go.set()
+    asked.join(timeout=60)
+    assert answers[0].json()["status"] == "ready"
 
 
 def test_models(client: LocalClient, model_directories: dict[str, Path]) -> None:

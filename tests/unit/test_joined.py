@@ -217,8 +217,22 @@ def test_a_call_that_is_cancelled_where_it_went_does_not_hang() -> None:
         slow.gate.set()
         slow.error = asyncio.CancelledError()  # type: ignore[assignment]
         call = joined(slow)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(NotReady, match="cancelled"):
             await call("a", [666])
         assert await call("a", [2]) == [4]
+
+    asyncio.run(scenario())
+
+
+def test_one_caller_gets_the_very_error() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        slow.gate.set()
+        slow.error = KeyError("gone")
+        call = joined(slow)
+        with pytest.raises(KeyError) as raised:
+            await call("a", [666])
+        assert raised.value is slow.error
+        assert raised.traceback[-1].name == "__call__"  # where it came from, for the log
 
     asyncio.run(scenario())

@@ -20,45 +20,49 @@ class Models:
     encoder_name = "clip"
     heads = frozenset({"breeds"})
 
-    def __init__(self, failing: str | None = None) -> None:
+    def __init__(self, failing: str | None = None, hanging: str | None = None) -> None:
         absent = Unavailable(Source("unavailable", "", notes=("no weights",)))
         self.models = {"clip": None, "news": None, "breeds": None, "absent": absent}
         self.asked: Counter[tuple[str, Any]] = Counter()
         self._failing = failing
+        self._hanging = hanging
 
-    async def embed(self, contents: Sequence[Any], timing: object, *, keep: bool) -> None:
-        assert not keep  # nobody will ask for it again
+    async def probe(self, name: str) -> None:
+        if name == self._failing:
+            raise NotReady("it does not answer")
+
+    async def compute(self, timing: object, contents: Sequence[Any]) -> None:
         await self._ask("clip", contents)
 
     async def classify(self, name: str, texts: Sequence[Any], timing: object) -> None:
         await self._ask(name, texts)
 
-    async def classify_images(self, name: str, images: Sequence[Any], timing: object) -> None:
-        await self._ask(name, images)
-
     async def _ask(self, name: str, contents: Sequence[Any]) -> None:
         self.asked.update((name, content) for content in contents)
-        await asyncio.sleep(0)
-        if name == self._failing:
-            raise NotReady("it does not answer")
+        if name == self._hanging:
+            await asyncio.Event().wait()
 
 
-ALL = {("clip", TEXT): REPEATS, ("clip", IMAGE): REPEATS, ("news", TEXT): REPEATS, ("breeds", IMAGE): REPEATS}
+LIMIT_S = 0.05
+ALL = {("clip", TEXT): REPEATS, ("clip", IMAGE): REPEATS, ("news", TEXT): REPEATS}
 
 
-def test_every_model_that_has_weights_is_asked_for_what_it_takes() -> None:
-    models = Models()
-    asyncio.run(rehearse(cast(Inference, models), []))
-    assert models.asked == ALL
+def rehearsed(models: Models, *lines: Direct) -> Counter[tuple[str, Any]]:
+    asyncio.run(rehearse(cast(Inference, models), lines, LIMIT_S))
+    return models.asked
 
 
-def test_a_model_that_fails_keeps_nobody_waiting() -> None:
-    models = Models(failing="clip")
-    asyncio.run(rehearse(cast(Inference, models), []))
-    assert models.asked == ALL
+def test_every_model_that_makes_something_is_asked_for_what_it_takes() -> None:
+    assert rehearsed(Models()) == ALL
 
 
-def test_lines_are_laid_before_and_one_that_cannot_be_is_no_error() -> None:
+def test_a_model_that_fails_or_hangs_keeps_nobody_waiting() -> None:
+    news = {("news", TEXT): REPEATS}
+    assert rehearsed(Models(failing="clip")) == news
+    assert rehearsed(Models(hanging="clip")) == {("clip", TEXT): 1, **news}
+
+
+def test_a_line_is_laid_and_one_that_cannot_be_is_no_error() -> None:
     class Replica:
         deployment_name = "ClipEncoder"
 
@@ -72,13 +76,9 @@ def test_lines_are_laid_before_and_one_that_cannot_be_is_no_error() -> None:
 
             return SimpleNamespace(remote=remote)
 
-    async def main() -> None:
-        replica, models = Replica(), Models()
-        await rehearse(cast(Inference, models), [Direct(cast(Any, replica))])
-        assert replica.calls == ["line"]
-        assert models.asked == ALL
-
-    asyncio.run(main())
+    replica = Replica()
+    assert rehearsed(Models(), Direct(cast(Any, replica))) == ALL
+    assert replica.calls == ["line"]
 
 
 def test_the_image_is_one() -> None:
