@@ -126,7 +126,7 @@ def run_check(data_dir: Path) -> int:
 
 
 def _wait_for_rehearsal(url: str) -> None:
-    """`/health/ready` answers once the gateway has its own first requests behind it, whatever it then says."""
+    """/health/ready answers once the gateway has its own first requests behind it, whatever it says then."""
     connection = HTTPConnection(urlsplit(url).netloc, timeout=READY_TIMEOUT_S)
     with closing(connection), suppress(OSError, HTTPException):
         connection.request("GET", "/health/ready")

@@ -252,7 +252,7 @@ class Inference:
     async def compute(
         self, timing: Timing, contents: Sequence[Content], *, thumbnails: bool = False
     ) -> list[Embedding]:
-        """What the replicas make of the contents, past the cache; an error has its place among them (`index`).
+        """What the replicas make of the contents, past the cache; an error's `index` is its place among them.
 
         Raises Overloaded: there is more to do than gets done in time.
         """
