@@ -29,8 +29,8 @@ from serve_app.shard import Shard
 JOINED_QUERIES = 32
 """Searched in one call; FAISS goes through them with all its threads."""
 LEAST_QUERIES = 8
-"""Sent while others are searched for, because together they take less: 16 clients got 2 570 answers a second from
-2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls worked on at a time."""
+"""Sent while others are searched for, because together they take less: 16 clients got 2 570 answers a second
+from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls worked on at a time."""
 JOINED_LIMIT = 100
 """A search that wants more results is a call of its own: its answer is large."""
 
@@ -83,9 +83,7 @@ class Shards:
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
-        self._joined = Joined(
-            self._search, Found.part, JOINED_QUERIES, least=LEAST_QUERIES
-        )
+        self._joined = Joined(self._search, Found.part, JOINED_QUERIES, least=LEAST_QUERIES)
 
     @property
     def lines(self) -> list[Direct]:
