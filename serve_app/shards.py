@@ -30,7 +30,7 @@ JOINED_QUERIES = 32
 """Searched in one call; FAISS goes through them with all its threads."""
 LEAST_QUERIES = 8
 """Sent while others are searched for, because together they take less: 16 clients got 2 570 answers a second
-from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls worked on at a time."""
+from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls at work."""
 JOINED_LIMIT = 100
 """A search that wants more results is a call of its own: its answer is large."""
 
