@@ -105,12 +105,7 @@ class Joined(Generic[Key, Item, Answer]):
         group.waiting = [waiting for waiting in group.waiting if not waiting.answer.done()]  # who left
         items = sum(len(waiting.items) for waiting in group.waiting)
         share = max(SMALLEST_SHARE, self._least, -(-(items + group.items_out) // (AT_ONCE * self._workers)))
-        while group.waiting and (
-            group.out < self._workers
-            or (
-                group.out < AT_ONCE * self._workers and items >= max(self._least, group.items_out / group.out)
-            )
-        ):
+        while group.waiting and self._may_leave(group, items):
             together = [group.waiting.pop(0)]
             size = len(together[0].items)
             while group.waiting and size + len(group.waiting[0].items) <= min(share, self._most):
@@ -128,6 +123,13 @@ class Joined(Generic[Key, Item, Answer]):
                 waiting.call = call
         if not group.waiting and not group.out:
             self._groups.pop(key, None)
+
+    def _may_leave(self, group: _Group[Item, Answer], items: int) -> bool:
+        """Whether there is a call for the `items` that wait."""
+        if group.out < self._workers:
+            return True
+        each_has = group.items_out / group.out
+        return group.out < AT_ONCE * self._workers and items >= max(self._least, each_has)
 
     def _returned(
         self,

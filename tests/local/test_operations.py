@@ -44,8 +44,7 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
 
     async def held(*_: object) -> None:
         entered.set()
-        while not go.is_set():  # noqa: ASYNC110 — set by another thread
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(go.wait, 60)
 
     monkeypatch.setattr("serve_app.gateway.rehearse", held)
     patient = start(app_args, tmp_path / "patient", "patient", gateway={"health_timeout_s": 60})

@@ -1,4 +1,4 @@
-"""Calls that travel together: each caller gets its own answer or error, and nobody waits for company."""
+"""Calls that travel together: when they leave, and that each caller gets its own answer or error."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Slow:
     def __init__(self) -> None:
         self.calls: Calls = []
         self.gate = asyncio.Event()
-        self.error: Exception = NotReady("the model is away")
+        self.error: BaseException = NotReady("the model is away")
 
     async def __call__(self, key: str, items: Sequence[int]) -> list[int]:
         self.calls.append((key, list(items)))
@@ -215,7 +215,7 @@ def test_a_call_that_is_cancelled_where_it_went_does_not_hang() -> None:
     async def scenario() -> None:
         slow = Slow()
         slow.gate.set()
-        slow.error = asyncio.CancelledError()  # type: ignore[assignment]
+        slow.error = asyncio.CancelledError()
         call = joined(slow)
         with pytest.raises(NotReady, match="cancelled"):
             await call("a", [666])
