@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
 # A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
-LOOPBACK = {"worker_process_setup_hook": "serve_app.loopback.listen_on_loopback"}
+LOOPBACK = {"worker_process_setup_hook": "serve_app.workers.listen_on_loopback"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None)
