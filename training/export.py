@@ -20,9 +20,9 @@ from configs.settings import SettingsError
 from deployments.errors import SightlineError
 from deployments.models import adapters
 from deployments.models.directories import check_directory, require_type
-from deployments.models.networks.distilbert import LogitsNetwork
 from deployments.models.networks.pretrained import load_network
 from deployments.models.versions import LATEST, choose
+from training.network import Logits
 
 # Other kernels add up in another order; fp32 logits of a DistilBERT then differ by about 1e-6.
 TOLERANCE: Final = 1e-4
@@ -91,14 +91,14 @@ def to_onnx(model_dir: Path, out: Path, cache_dir: Path = Path(".cache")) -> flo
 FORMATS: Final = {"torchscript": to_torchscript, "onnx": to_onnx}
 
 
-def _load(model_dir: Path, cache_dir: Path) -> LogitsNetwork:
+def _load(model_dir: Path, cache_dir: Path) -> Logits:
     directory, _ = choose(model_dir, LATEST)
     if adapters.is_adapter(directory):
         directory = adapters.materialize(directory, cache_dir)
     require_type(check_directory(directory), "distilbert")
     # Both exporters follow the plain arithmetic; the fused attention has forms they do not know.
     network = load_network(DistilBertForSequenceClassification, directory, attn_implementation="eager")
-    return LogitsNetwork(network).train(False)
+    return Logits(network).train(False)
 
 
 def _inputs(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +111,7 @@ def _inputs(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _parity(
-    network: LogitsNetwork, exported: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], out: Path
+    network: Logits, exported: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], out: Path
 ) -> float:
     with torch.inference_mode():
         differences: list[float] = [

@@ -14,12 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import DistilBertForSequenceClassification
 
-from deployments.models.networks.distilbert import LogitsNetwork
 from training import checkpoint
 from training.batches import Encoded, by_length, shuffled, tensors
 from training.checkpoint import Epoch, Progress
 from training.data import DataError
-from training.network import Freeze, freeze
+from training.network import Freeze, Logits, freeze
 
 _EVALUATION_BATCH: Final = 64  # no gradients are kept, so more rows fit than in training
 _WARM_UP: Final = 0.06  # share of all steps over which the rate rises (Liu et al. 2019, RoBERTa)
@@ -72,7 +71,7 @@ def fit(
     if checkpoint_file and resume:
         progress = checkpoint.load(checkpoint_file, run, network, optimizer)
     progress = progress or Progress()
-    model: torch.nn.Module = LogitsNetwork(network)
+    model: torch.nn.Module = Logits(network)
     if workers > 1:
         model = DistributedDataParallel(model)
 
@@ -107,7 +106,7 @@ def fit(
 def evaluate(network: DistilBertForSequenceClassification, part: Encoded) -> torch.Tensor:
     """Logits float32[n, classes] of every row, on the CPU; workers share the rows and each gets them all."""
     rank, workers = _place()
-    model, device = LogitsNetwork(network).train(False), network.device
+    model, device = Logits(network).train(False), network.device
     logits = torch.zeros(len(part), int(network.config.num_labels or 0))
     batches = list(by_length([len(row) for row in part.tokens], _EVALUATION_BATCH))
     for places in batches[rank::workers]:

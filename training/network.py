@@ -1,4 +1,4 @@
-"""The network that is trained, which is the one served: a DistilBERT encoder with a fresh or known head."""
+"""The network that is trained, whose weights are served: a DistilBERT encoder with a fresh or known head."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,18 @@ STARTER: Final = "starter"  # the value of --base that stands for the fetched Mi
 HEAD: Final = ("pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias")
 
 Freeze = Literal["nothing", "embeddings", "encoder"]
+
+
+class Logits(torch.nn.Module):
+    """Ids and mask int64[n, length] to logits [n, labels], with gradients; transformers' own forward."""
+
+    def __init__(self, classifier: DistilBertForSequenceClassification) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(input_ids=ids, attention_mask=mask).logits
+        return logits.float()
 
 
 def base_directory(base: str, cache_dir: Path) -> Path:

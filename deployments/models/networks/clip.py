@@ -15,6 +15,7 @@ from transformers import CLIPModel
 
 from deployments.engines.networks import Built
 from deployments.models.directories import read_json
+from deployments.models.networks.attention import MASKED, Attention
 from deployments.models.networks.pretrained import load_network
 from deployments.models.text import TextTokenizer
 
@@ -22,7 +23,7 @@ from deployments.models.text import TextTokenizer
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
-_MASKED: Final = torch.finfo(torch.float16).min  # added to a score, in whatever precision
+_WRONG_END_ID: Final = 2  # in OpenAI's configurations, though their end token is the greatest id
 
 _BICUBIC: Final = 3  # Pillow's number, which preprocessor_config.json stores
 
@@ -41,39 +42,93 @@ class Normalise(nn.Module):
         return (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
 
 
+class Layer(nn.Module):
+    """Attention and a feed-forward network, what goes into each normalised, what comes out added."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        theirs = layer.self_attn
+        self.attention = Attention(
+            theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.out_proj, theirs.num_heads
+        )
+        self.attention_norm, self.forward_norm = layer.layer_norm1, layer.layer_norm2
+        self.feed_forward = layer.mlp
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return self._fed(tokens + self.attention(self.attention_norm(tokens), mask))
+
+    def of_one(self, token: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """What `forward` gives for one token of each row alone, see `Attention`."""
+        norm = self.attention_norm
+        return self._fed(token + self.attention.of_one(norm(token), norm(tokens), mask))
+
+    def _fed(self, tokens: torch.Tensor) -> torch.Tensor:
+        fed: torch.Tensor = tokens + self.feed_forward(self.forward_norm(tokens))
+        return fed
+
+
+class Layers(nn.Module):
+    """A tower's layers, and the one token of each row that is read of them.
+
+    Of the last layer that takes the keys and values of every token, and the other ten twelfths of its work
+    for one alone: 25 images are 8% quicker for it, 16 texts 6% (OpenVINO, two cores).
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        *before, last = (Layer(layer) for layer in encoder.layers)
+        self.before, self.last = nn.ModuleList(before), last
+
+    def forward(
+        self, tokens: torch.Tensor, read: torch.Tensor | int, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[n, length, width] to [n, width]: of token `read` of all rows, or, int64[n], of each row.
+
+        `mask` [1, 1, length, length] is added to the scores.
+        """
+        for layer in self.before:
+            tokens = layer(tokens, mask)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        masked = None if mask is None else mask[0, 0, read][:, None, None]
+        return self.last.of_one(tokens[rows, read][:, None], tokens, masked)[:, 0]
+
+
 class ImageNetwork(nn.Module):
-    """uint8[n, size, size, 3] to unit vectors [n, dimensions]."""
+    """uint8[n, size, size, 3] to unit vectors [n, dimensions], read from the class token, the first."""
 
     def __init__(self, clip: CLIPModel, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
-        self.tower = clip.vision_model
-        self.projection = clip.visual_projection
+        tower: Any = clip.vision_model
+        self.embeddings = nn.Sequential(Normalise(mean, std), tower.embeddings, tower.pre_layrnorm)
+        self.layers = Layers(tower.encoder)
+        self.head = nn.Sequential(tower.post_layernorm, clip.visual_projection)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        pooled = self.tower(pixel_values=self.normalise(pixels)).pooler_output
-        return normalize(self.projection(pooled).float(), dim=-1)
+        return normalize(self.head(self.layers(self.embeddings(pixels), 0)).float(), dim=-1)
 
 
 class TextNetwork(nn.Module):
-    """int64[n, length] to unit vectors [n, dimensions]; pooling at the end token is transformers' own."""
+    """int64[n, length] to unit vectors [n, dimensions], read from the end token."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
-        self.tower = clip.text_model
-        self.projection = clip.text_projection
+        tower: Any = clip.text_model
+        self.embeddings = tower.embeddings
+        self.layers = Layers(tower.encoder)
+        self.head = nn.Sequential(tower.final_layer_norm, clip.text_projection)
+        self.end_id: int = tower.eos_token_id
         config: Any = clip.config
         longest = config.text_config.max_position_embeddings
         # Only told that attention is causal, OpenVINO makes the mask anew in each layer, and cannot fuse what
         # is around it: 941 nodes instead of 547, 699 texts/s instead of 763 (batches of 16, two cores).
-        self.register_buffer("causal", torch.full((1, 1, longest, longest), _MASKED).triu(1))
+        self.register_buffer("causal", torch.full((1, 1, longest, longest), MASKED).triu(1))
         self.causal: torch.Tensor
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        is_end = ids if self.end_id == _WRONG_END_ID else (ids == self.end_id).int()
         length = ids.shape[1]
-        mask = self.causal[:, :, :length, :length]
-        pooled = self.tower(input_ids=ids, attention_mask=mask).pooler_output
-        return normalize(self.projection(pooled).float(), dim=-1)
+        token = self.layers(self.embeddings(ids), is_end.argmax(-1), self.causal[:, :, :length, :length])
+        return normalize(self.head(token).float(), dim=-1)
 
 
 def build(directory: Path) -> Built:

