@@ -150,8 +150,8 @@ class _Graph:
 def _example(shape: Shape, dtype: np.dtype[Any]) -> torch.Tensor:
     """Pinned ones, which are pixels, ids and a mask alike; tokens end in one of padding.
 
-    transformers leaves out a mask that hides nothing, except while capturing: without padding the warm-up
-    would run other kernels than the capture.
+    transformers, in the starter's BERT, leaves out a mask that hides nothing, except while capturing: without
+    padding the warm-up would run other kernels than the capture.
     """
     example = torch.ones(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
     if len(shape) == 2:

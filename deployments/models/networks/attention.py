@@ -17,8 +17,7 @@ class Attention(nn.Module):
     """Every token of a row attends to all of them, or one does.
 
     Queries, keys and values are one matrix product. As three of them single texts take up to 13% longer, 25
-    images or 16 texts at once 2% (OpenVINO, two cores). The weights are copies: this
-    is for serving, not for training.
+    images or 16 texts at once 2% (OpenVINO, two cores). The weights are copies, for serving and not training.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class LogitsNetwork(nn.Module):
 
 def build(directory: Path) -> Built:
     """`text`. Raises SettingsError for a directory that is no whole classifier."""
-    network = load_network(DistilBertForSequenceClassification, directory, attn_implementation="sdpa")
+    network = load_network(DistilBertForSequenceClassification, directory)
     config: Any = network.config
     tokenizer = TextTokenizer.from_directory(directory, config.max_position_embeddings)
     example = torch.ones((2, 7), dtype=torch.int64)

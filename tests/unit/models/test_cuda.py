@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from deployments.engines.buckets import MAX_ROWS
 from deployments.engines.cuda import CudaEngine
 from deployments.engines.torch import TorchEngine
+from deployments.models.networks.clip import ImageNetwork, TextNetwork
+from deployments.models.networks.distilbert import LogitsNetwork
+from tests.unit.models import test_networks as networks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -59,6 +63,35 @@ def test_results_are_those_of_the_cpu(precision: str, tolerance: float, max_toke
         result = engine(*arrays)
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, reference(arrays), atol=tolerance)
+
+
+def towers() -> list[tuple[torch.nn.Module, int | None, list[tuple[np.ndarray, ...]]]]:
+    """Each network that serves on a GPU, small, with its greatest length and batches for it."""
+    clip = networks.clip(layers=3, heads=3, head=16, activation="quick_gelu")
+    random = np.random.default_rng(0)
+    pixels = [(random.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8),) for n in (1, 5, 32)]
+    ids = [random.integers(3, networks.END, shape) for shape in [(1, 3), (5, 9), (32, 20)]]
+    for each in ids:
+        each[:, -1] = networks.END
+    masks = [np.ones_like(each) for each in ids]
+    masks[1][2, 4:] = 0
+    return [
+        (ImageNetwork(clip, networks.MEAN, networks.STD), None, [*pixels]),
+        (TextNetwork(clip), 20, [(each,) for each in ids]),
+        (LogitsNetwork(networks.classifier(layers=3, heads=3, head=16)), 20, [*zip(ids, masks, strict=True)]),
+    ]
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("bf16", 0.995)])
+def test_the_towers(precision: str, least: float, caplog: pytest.LogCaptureFixture) -> None:
+    for network, longest, batches in towers():
+        cpu = TorchEngine(deepcopy(network), precision="fp32", threads=1)
+        engine = CudaEngine(network, precision=precision, max_tokens=longest)  # type: ignore[arg-type]
+        for arrays in [each for each in batches for _ in range(2 * engine.concurrency)]:
+            result, wanted = engine(*arrays), cpu(*arrays)
+            norms = np.linalg.norm(result, axis=1) * np.linalg.norm(wanted, axis=1)
+            assert ((result * wanted).sum(1) / norms).min() >= least  # not so of NaN
+    assert not caplog.records  # a capture that failed is logged
 
 
 def test_a_shape_seen_before_is_replayed() -> None:
