@@ -13,11 +13,11 @@ def set_up() -> None:
 
 
 def go_without_pandas() -> None:
-    """Importing it raises ImportError from now on, here alone.
+    """In this process importing it raises ImportError from now on.
 
-    Ray 2.60 imports pandas, and with it pyarrow, in every process of Serve (`ray/serve/_private/utils.py`),
-    to encode data frames should there be any. Nobody else here needs it, and it costs each process a quarter
-    of a second and 66 MB, half of which it shares: 190 MB over all.
+    Where pandas is installed, as by the extras `train` and `jobs`, Ray 2.60 imports it in every process of
+    Serve (`ray/serve/_private/utils.py`), to encode data frames should there be any. Nobody else here needs
+    it, and it costs each process a quarter of a second and 66 MB, half of them shared: 190 MB over all.
     """
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
 

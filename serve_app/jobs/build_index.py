@@ -81,14 +81,30 @@ def index_images(
     encoder = resolve(settings, cache_dir, starter=ENCODER), settings, cache_dir, workers.cpus
     outcome = Outcome()
     one_for_reading = 1
+    wanted = workers.count * workers.cpus + one_for_reading
     with (
-        connected(workers.address, math.ceil(workers.count * workers.cpus) + one_for_reading),
+        connected(workers.address, math.ceil(wanted)),
         tqdm(total=len(files), desc="indexing", unit="image") as bar,
     ):
+        if workers.address:  # a cluster of its own has just what is wanted
+            import ray
+
+            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+            every: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            bar.write(cpus_wanted(wanted, free.get("CPU", 0), every.get("CPU", 0)), file=sys.stderr)
         for batch in _embedded(files, Read(folder, collection), encoder, workers):
             _store_batch(batch, collection, outcome)
             bar.update(len(batch["id"]))
     return outcome
+
+
+def cpus_wanted(wanted: float, free: float, every: float) -> str:
+    """What to tell whoever watches: Ray waits for CPUs that a server's replicas keep, and says nothing."""
+    needs = f"{wanted:g} CPUs are wanted (--workers times --cpus, and one to read)"
+    found = f"{needs}, {free:g} of {every:g} are free"
+    if wanted > every:
+        return f"{found}; unless the cluster grows, give fewer --workers or --cpus"
+    return found if wanted <= free else f"{found}; waiting for the others"
 
 
 def _embedded(

@@ -1,15 +1,18 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
+import importlib.util
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
 
+from benchmarks.memory import processes
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
 from tests.server import LOOPBACK, ROOT, SERVE_RUN, Server, free_port, running, stop
@@ -45,6 +48,10 @@ def test_local_directories_are_served_by_a_settings_change_and_data_survives_res
         items = [{"id": n, "image": data_uri(jpeg(n)), "metadata": {"n": n}} for n in ("chelsea", "coffee")]
         assert server.post("/v1/collections/kept/items", json={"items": items}).status_code == 200
         before = searched(server)
+        snapshot = server.post("/v1/collections/kept/snapshot", json={})
+        assert snapshot.status_code == 200, snapshot.text
+        assert importlib.util.find_spec("pandas")  # or the next line would hold without our doing
+        assert not [name for name, maps in memory_maps(server).items() if "/pandas/" in maps]
     with running(args, command=[*SERVE_RUN, "CONFIG"]) as server:  # and not Sightline's own command
         assert server.get("/v1/collections/kept").json()["count"] == 2
         assert searched(server) == before
@@ -60,6 +67,16 @@ def test_local_directories_are_served_by_a_settings_change_and_data_survives_res
         stop(server.process, signal.SIGTERM)
         assert server.process.returncode == 0, server.log.read_text()
         assert "Sightline is stopping" in server.log.read_text()
+
+
+def memory_maps(server: Server) -> dict[str, str]:
+    """What the server's processes have mapped, the files of imported packages among it."""
+    found = {}
+    for process in processes("RAY_TMPDIR", str(server.directory)):
+        with suppress(OSError):  # it ended meanwhile
+            found[f"{process.name} {process.pid}"] = Path(f"/proc/{process.pid}/maps").read_text()
+    assert any("/ray/" in maps for maps in found.values())
+    return found
 
 
 def searched(server: Server) -> list[str]:

@@ -180,3 +180,11 @@ def test_images_are_read_asked_for_and_embedded_as_the_server_does(
     assert vector.tolist() == pytest.approx(ours["data"][0]["embedding"], abs=1e-5)
     fingerprint = client.get("/v1/models/clip").json()["fingerprint"]
     assert embedded["fingerprint"] == [fingerprint] * 5
+
+
+def test_the_watcher_learns_whether_cpus_are_free() -> None:
+    from serve_app.jobs.build_index import cpus_wanted
+
+    assert cpus_wanted(3.0, 8.0, 8.0).endswith("8 of 8 are free")
+    assert cpus_wanted(3.0, 1.0, 8.0).endswith("1 of 8 are free; waiting for the others")
+    assert cpus_wanted(3.0, 2.0, 2.0).endswith("give fewer --workers or --cpus")
