@@ -48,9 +48,8 @@ def test_local_directories_are_served_by_a_settings_change_and_data_survives_res
         items = [{"id": n, "image": data_uri(jpeg(n)), "metadata": {"n": n}} for n in ("chelsea", "coffee")]
         assert server.post("/v1/collections/kept/items", json={"items": items}).status_code == 200
         before = searched(server)
-        place = str(
-            tmp_path / "data" / "snapshots"
-        )  # where one may be written when the settings name no other
+        # Where one may be written when the settings name no other place.
+        place = str(tmp_path / "data" / "snapshots")
         snapshot = server.post("/v1/collections/kept/snapshot", json={"to": place})
         assert snapshot.status_code == 200, snapshot.text
         assert importlib.util.find_spec("pandas")  # or the next line would hold without our doing

@@ -5,30 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-)
+from transformers import BertConfig, BertModel
 
 from deployments.engines.buckets import LENGTH_UNIT, MAX_BATCH_TOKENS, MAX_ROWS, bucket, bucket_shapes, fill
 from deployments.models.networks import clip, distilbert, starter
 from deployments.models.text import pad
-
-END = 90  # of CLIP's texts
-LIMIT = 77
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-SMALL_TEXT: dict[str, Any] = {"vocab_size": 100, "max_position_embeddings": LIMIT}
+from tests.unit.models import small
+from tests.unit.models.small import END, LIMIT
 
 
 def tokens(*shape: int) -> np.ndarray:
@@ -76,17 +59,19 @@ def text_network(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, bool]
     torch.manual_seed(0)
     network: torch.nn.Module
     if request.param.startswith("clip"):
-        # 2 is what old configurations say: pooled at the largest id then.
-        end = 2 if request.param == "clip-old" else END
-        text = CLIPTextConfig(**SMALL, **SMALL_TEXT, bos_token_id=1, eos_token_id=end, pad_token_id=3)
-        vision = CLIPVisionConfig(**SMALL, image_size=64, patch_size=16)
-        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
-        network = clip.TextNetwork(CLIPModel(config))
+        network = clip.TextNetwork(small.clip(end_id=2 if request.param == "clip-old" else END))
     elif request.param == "distilbert":
-        classifier = DistilBertConfig(**SMALL_TEXT, dim=32, hidden_dim=64, n_layers=2, n_heads=4)
-        network = distilbert.LogitsNetwork(DistilBertForSequenceClassification(classifier))
+        network = distilbert.LogitsNetwork(small.classifier())
     else:
-        network = starter.TextNetwork(BertModel(BertConfig(**SMALL, **SMALL_TEXT), add_pooling_layer=False))
+        config = BertConfig(
+            vocab_size=END + 1,
+            max_position_embeddings=LIMIT,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+        network = starter.TextNetwork(BertModel(config, add_pooling_layer=False))
     return network.eval(), not request.param.startswith("clip")
 
 

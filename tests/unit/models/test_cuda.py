@@ -10,10 +10,11 @@ import torch
 
 from deployments.engines.buckets import MAX_ROWS
 from deployments.engines.cuda import CudaEngine
+from deployments.engines.protocol import PrecisionChoice
 from deployments.engines.torch import TorchEngine
 from deployments.models.networks.clip import ImageNetwork, TextNetwork
 from deployments.models.networks.distilbert import LogitsNetwork
-from tests.unit.models import test_networks as networks
+from tests.unit.models import small
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -56,8 +57,10 @@ def reference(arrays: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("max_tokens", [LIMIT, None])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.5), ("auto", 0.5)])
-def test_results_are_those_of_the_cpu(precision: str, tolerance: float, max_tokens: int | None) -> None:
-    engine = CudaEngine(Counted(), precision=precision, max_tokens=max_tokens)  # type: ignore[arg-type]
+def test_results_are_those_of_the_cpu(
+    precision: PrecisionChoice, tolerance: float, max_tokens: int | None
+) -> None:
+    engine = CudaEngine(Counted(), precision=precision, max_tokens=max_tokens)
     assert engine.precision in ("fp32", "bf16", "fp16")
     for arrays in [batch(*shape) for shape in SHAPES for _ in range(3)]:
         result = engine(*arrays)
@@ -67,26 +70,27 @@ def test_results_are_those_of_the_cpu(precision: str, tolerance: float, max_toke
 
 def towers() -> list[tuple[torch.nn.Module, int | None, list[tuple[np.ndarray, ...]]]]:
     """Each network that serves on a GPU, small, with its greatest length and batches for it."""
-    clip = networks.clip(layers=3, heads=3, head=16, activation="quick_gelu")
+    clip = small.clip(layers=3, heads=3, head=16)
     random = np.random.default_rng(0)
-    pixels = [(random.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8),) for n in (1, 5, 32)]
-    ids = [random.integers(3, networks.END, shape) for shape in [(1, 3), (5, 9), (32, 20)]]
+    pixels = [random.integers(0, 256, (n, small.SIZE, small.SIZE, 3), dtype=np.uint8) for n in (1, 5, 32)]
+    ids = [random.integers(3, small.END, shape) for shape in [(1, 3), (5, 9), (32, small.LIMIT)]]
     for each in ids:
-        each[:, -1] = networks.END
+        each[:, -1] = small.END
     masks = [np.ones_like(each) for each in ids]
     masks[1][2, 4:] = 0
+    classifier = LogitsNetwork(small.classifier(layers=3, heads=3, head=16))
     return [
-        (ImageNetwork(clip, networks.MEAN, networks.STD), None, [*pixels]),
-        (TextNetwork(clip), 20, [(each,) for each in ids]),
-        (LogitsNetwork(networks.classifier(layers=3, heads=3, head=16)), 20, [*zip(ids, masks, strict=True)]),
+        (ImageNetwork(clip, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), None, [(each,) for each in pixels]),
+        (TextNetwork(clip), small.LIMIT, [(each,) for each in ids]),
+        (classifier, small.LIMIT, [*zip(ids, masks, strict=True)]),
     ]
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("bf16", 0.995)])
-def test_the_towers(precision: str, least: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_towers(precision: PrecisionChoice, least: float, caplog: pytest.LogCaptureFixture) -> None:
     for network, longest, batches in towers():
         cpu = TorchEngine(deepcopy(network), precision="fp32", threads=1)
-        engine = CudaEngine(network, precision=precision, max_tokens=longest)  # type: ignore[arg-type]
+        engine = CudaEngine(network, precision=precision, max_tokens=longest)
         for arrays in [each for each in batches for _ in range(2 * engine.concurrency)]:
             result, wanted = engine(*arrays), cpu(*arrays)
             norms = np.linalg.norm(result, axis=1) * np.linalg.norm(wanted, axis=1)
