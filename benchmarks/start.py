@@ -3,9 +3,11 @@
     python -m benchmarks.start [--starts 4] [--kinds text,image-raw,classify,search]
 
 Starts `sightline serve` with the benchmark's models, already converted, as many times as asked, until
-/health/ready says so. Each start sends one request of each kind, beginning with another kind each time, and
-then 100 of each, one after the other. Texts have 5 to 15 words, as people's differ too: one of another
-length than the last takes the engine 2 ms longer, the first as well as the hundredth. Ends in one JSON line.
+/health/ready says so. Each start sends one request of each kind, beginning with another kind each time, then
+100 of each, one after the other, and at last some after a pause each, for a machine that had nothing to do
+takes longer over the first request as over any. Texts have 5 to 15 words, as people's differ too: one of
+another length than the last takes the engine 2 ms longer, the first as well as the hundredth. Ends in one
+JSON line.
 """
 
 import argparse
@@ -27,6 +29,9 @@ from benchmarks.scenarios import SCENARIOS, TEXTS
 from benchmarks.servers import PHOTOS, fill_collection, sightline
 
 WARM_REQUESTS: Final = 100
+IDLE_REQUESTS: Final = 8
+PAUSE_S: Final = 1.0  # before each of these
+KINDS: Final = ("text", "image-raw", "classify", "search")
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,7 @@ class First:
     first_ms: float
     second_ms: float
     warm_p50_ms: float
-
-    @property
-    def ratio(self) -> float:
-        return self.first_ms / self.warm_p50_ms
+    idle_p50_ms: float  # after a pause each
 
 
 def main() -> None:
@@ -91,31 +93,48 @@ async def first_requests(url: str, kinds: Sequence[str], seed: int) -> list[Firs
         warm = {
             kind: statistics.median([await measured(kind) for _ in range(WARM_REQUESTS)]) for kind in kinds
         }
+        idle: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for kind in [*kinds] * IDLE_REQUESTS:
+            await asyncio.sleep(PAUSE_S)
+            idle[kind].append(await measured(kind))
     finally:
         connection.close()
-    return [First(kind, place, first[kind], second[kind], warm[kind]) for place, kind in enumerate(kinds)]
+    return [
+        First(kind, place, first[kind], second[kind], warm[kind], statistics.median(idle[kind]))
+        for place, kind in enumerate(kinds)
+    ]
 
 
 def table(seen: Sequence[First], kinds: Sequence[str]) -> str:
-    """Per kind: its first request where it was the very first, over all starts, and the warm median."""
-    lines = [f"{'':12}{'very first ms':>15}{'first ms':>20}{'warm p50 ms':>14}{'first / warm':>16}"]
+    """Per kind, over all starts: its first request, those where it was the very first, and the medians."""
+    lines = [
+        f"{'':10}{'very first ms':>24}{'first p50 ms':>14}{'warm p50 ms':>13}{'after 1 s idle':>16}"
+        f"{'first / warm':>14}{'first / idle':>14}"
+    ]
     for kind in kinds:
         rows = [row for row in seen if row.kind == kind]
         very = ", ".join(f"{row.first_ms:.1f}" for row in rows if row.place == 0)
-        firsts = f"{min(r.first_ms for r in rows):.1f} to {max(r.first_ms for r in rows):.1f}"
-        ratios = f"{min(r.ratio for r in rows):.2f} to {max(r.ratio for r in rows):.2f}"
-        warm = statistics.median(row.warm_p50_ms for row in rows)
-        lines.append(f"{kind:12}{very:>15}{firsts:>20}{warm:14.1f}{ratios:>16}")
+        first, warm, idle = (
+            statistics.median(values)
+            for values in zip(*((r.first_ms, r.warm_p50_ms, r.idle_p50_ms) for r in rows), strict=True)
+        )
+        ratios = f"{first / warm:14.2f}{first / idle:14.2f}"
+        lines.append(f"{kind:10}{very:>24}{first:14.1f}{warm:13.1f}{idle:16.1f}{ratios}")
     return "\n".join(lines)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--starts", type=int, default=4)
-    parser.add_argument(
-        "--kinds", type=lambda value: value.split(","), default=["text", "image-raw", "classify", "search"]
-    )
+    parser.add_argument("--kinds", type=kinds_of, default=list(KINDS))
     return parser.parse_args(argv)
+
+
+def kinds_of(value: str) -> list[str]:
+    kinds = value.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+    return kinds
 
 
 if __name__ == "__main__":

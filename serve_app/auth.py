@@ -49,7 +49,7 @@ class BearerAuth:
 
     def _known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip().encode("latin-1"))  # as headers are decoded, whatever they hold
+        digest = key_digest(key.strip().encode("latin-1"))  # as headers are decoded, whatever they hold
         # Every key is compared, so that the time taken tells nothing about which one was close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
@@ -61,7 +61,7 @@ def key_digests(settings: AuthSettings) -> tuple[bytes, ...]:
     Raises:
         SettingsError: the variable is set, or a file configured, that holds no key or cannot be read.
     """
-    return tuple(_digest(key.encode()) for key in _keys(settings))
+    return tuple(key_digest(key.encode()) for key in _keys(settings))
 
 
 def _keys(settings: AuthSettings) -> list[str]:
@@ -81,5 +81,6 @@ def _keys(settings: AuthSettings) -> list[str]:
     return keys
 
 
-def _digest(key: bytes) -> bytes:
+def key_digest(key: bytes) -> bytes:
+    """What is kept of a key: its SHA-256."""
     return hashlib.sha256(key).digest()

@@ -12,8 +12,6 @@ from deployments.errors import Overloaded
 MEMORY_S: Final = 2.0
 """Of load: answers from longer ago count little in the speed."""
 
-_FEWEST: Final = 1e-6  # answers remembered once there was one
-
 Turn = Callable[[int], AbstractAsyncContextManager[None]]
 
 
@@ -22,7 +20,8 @@ class Backlog:
 
     By Little's law what comes now waits as long as the one takes at the other. Of several gateways each
     sees its share of both, and of several replicas the sum, so what they tell is everyone's wait. Speed is
-    measured under load alone, for a model that works on one item at a time is far from its best.
+    measured under load alone, for a model that works on one item at a time is far from its best, and from
+    answer to answer, for they come a batch at a time.
     """
 
     def __init__(
@@ -44,17 +43,21 @@ class Backlog:
         self._out = 0
         self._answered = 0.0  # fading, as the time they took
         self._loaded_s = 0.0
+        self._unanswered_s = 0.0  # under load, since the last answer
         self._seen = clock()
 
     def check(self) -> None:
         """Raises Overloaded where a request that comes now would wait too long, whatever its size.
 
-        What one request has out is never too much, however slow the model.
+        What one request has out is never too much, however slow the model. The first answers tell little:
+        when many come at once, the first of them is a batch of its own, at half the speed of those after it.
         """
         if self._out <= self._share or not self._answered:
             return
         self._pass_time()
-        wait_s = self._out * self._loaded_s / self._answered
+        if self._answered < self._share and self._loaded_s < self._max_wait_s:
+            return
+        wait_s = max(self._out * self._loaded_s / self._answered, self._unanswered_s)
         if wait_s > self._max_wait_s:
             raise Overloaded(
                 f"{self._out} {self._noun} are being worked on, which takes {wait_s:.1f} s; new ones are "
@@ -93,9 +96,13 @@ class Backlog:
     def _pass_time(self, answered: int = 0) -> None:
         now = self._clock()
         if self._out > self._share:
-            fade = math.exp((self._seen - now) / MEMORY_S)
-            if self._answered:
-                self._answered = max(self._answered * fade, _FEWEST)
-            self._answered += answered
-            self._loaded_s = self._loaded_s * fade + now - self._seen
+            self._unanswered_s += now - self._seen
+            if answered:
+                took_s = self._unanswered_s
+                fade = math.exp(-took_s / MEMORY_S)
+                weight = MEMORY_S * (1 - fade) / took_s if took_s else 1.0  # as if it had come bit by bit
+                self._answered = self._answered * fade + answered * weight
+                self._loaded_s = self._loaded_s * fade + took_s * weight
+        if answered:
+            self._unanswered_s = 0.0
         self._seen = now

@@ -1,6 +1,7 @@
 """The HTTP ingress: holds the handles and limits, builds the FastAPI app whose routes use them."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from configs.settings import Settings
 from serve_app import __version__, errors
-from serve_app.auth import BearerAuth
+from serve_app.auth import BearerAuth, key_digest
 from serve_app.backpressure import bound_replica
 from serve_app.fetch import ImageFetcher
 from serve_app.inference import Handle, Inference, Unavailable
@@ -58,12 +59,13 @@ class Gateway:
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The ASGI app of one gateway replica."""
+    key = secrets.token_urlsafe()  # this process's own, for its rehearsal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lines = [*gateway.inference.lines, *gateway.index.lines]
         limit_s = gateway.settings.limits.request_timeout_s
-        gateway.rehearsal = asyncio.create_task(rehearse(gateway.inference, lines, limit_s))
+        gateway.rehearsal = asyncio.create_task(rehearse(app, gateway.inference, lines, key, limit_s))
         yield
         gateway.rehearsal.cancel()
         await gateway.fetcher.close()
@@ -80,6 +82,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     describe(app)
     errors.install(app, gateway.settings.limits.retry_after_s)
     # Added last runs first: the context wraps authentication, which wraps the routes.
-    app.add_middleware(BearerAuth, digests=gateway.key_digests, open_docs=gateway.settings.auth.open_docs)
+    digests = gateway.key_digests and (*gateway.key_digests, key_digest(key.encode()))
+    app.add_middleware(BearerAuth, digests=digests, open_docs=gateway.settings.auth.open_docs)
     app.add_middleware(RequestContext, limits=gateway.settings.limits, admission=gateway.admissions.requests)
     return app

@@ -1,40 +1,84 @@
 """The first requests, which a gateway sends itself: lines to replicas are laid, kernels and code are warm."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
+import orjson
+from starlette.types import ASGIApp, Message, Scope
+
+from serve_app.body import JSON
 from serve_app.direct import Direct
 from serve_app.inference import Inference, Unavailable
-from serve_app.middleware import Timing
 
 REPEATS: Final = 5
-TEXT: Final = "the words of a rehearsal, about as many as usual"
-# One white pixel (GIF89a): of the accepted formats the one with the shortest file.
-IMAGE: Final = bytes.fromhex(
-    "474946383961 0100 0100 80 00 00 ffffff 000000 2c 0000 0000 0100 0100 00 02 02 44 01 00 3b"
-)
 
 
-async def rehearse(inference: Inference, lines: Iterable[Direct], limit_s: float) -> None:
+def text(number: int) -> str:
+    """As long as usual."""
+    return f"the words of rehearsal {number}, about as many as usual"
+
+
+def image(number: int) -> bytes:
+    """A pixel of colour `number` (GIF89a): of the accepted formats the one with the shortest file."""
+    colours = f"{number:06x} 000000"
+    return bytes.fromhex(
+        f"474946383961 0100 0100 80 00 00 {colours} 2c 0000 0000 0100 0100 00 02 02 44 01 00 3b"
+    )
+
+
+async def rehearse(
+    app: ASGIApp, inference: Inference, lines: Iterable[Direct], key: str, limit_s: float
+) -> None:
     """Returns once the encoder and the text classifiers have answered, or failed, or taken `limit_s` since
-    they were there: what is wrong, their own requests will show. Image heads have next to nothing to do."""
+    they were there: what is wrong, their own requests will show. Image heads have next to nothing to do.
+
+    The requests take the whole way through `app`, with `key`; no two embed the same, for the cache to miss.
+    """
     await asyncio.gather(*(line.laid() for line in lines))
-    await asyncio.gather(*(_ask(inference, name, limit_s) for name in inference.models))
+    await asyncio.gather(*(_ask(app, inference, name, key, limit_s) for name in inference.models))
 
 
-async def _ask(inference: Inference, name: str, limit_s: float) -> None:
+async def _ask(app: ASGIApp, inference: Inference, name: str, key: str, limit_s: float) -> None:
     if isinstance(inference.models[name], Unavailable) or name in inference.heads:
         return
-    requests: list[Callable[[], Awaitable[object]]]
-    if name == inference.encoder_name:
-        requests = [partial(inference.compute, Timing(), [content]) for content in (TEXT, IMAGE)]
-    else:
-        requests = [partial(inference.classify, name, [TEXT], Timing())]
     with suppress(Exception):
         await inference.probe(name)  # however long it takes to load
         async with asyncio.timeout(limit_s):
-            for request in requests * REPEATS:
-                await request()
+            for number in range(REPEATS):
+                asked = orjson.dumps({"model": name, "input": [text(number)]})
+                if name == inference.encoder_name:
+                    await _post(app, "/v1/embeddings", JSON, asked, key)
+                    await _post(app, "/v1/embeddings", "image/gif", image(number), key)
+                else:
+                    await _post(app, "/v1/classify", JSON, asked, key)
+
+
+async def _post(app: ASGIApp, path: str, media_type: str, body: bytes, key: str) -> None:
+    """Raises RuntimeError unless the answer is 200."""
+    headers = {"content-type": media_type, "content-length": str(len(body)), "authorization": f"Bearer {key}"}
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    arriving: list[Message] = [{"type": "http.request", "body": body}]
+    leaves: asyncio.Future[Message] = asyncio.get_running_loop().create_future()  # which nobody does
+
+    async def receive() -> Message:
+        return arriving.pop() if arriving else await leaves
+
+    async def send(message: Message) -> None:
+        if message.get("status", 200) != 200:
+            raise RuntimeError(f"{path} answered {message['status']}")
+
+    # In a context of its own, as a server gives each request.
+    await asyncio.ensure_future(app(scope, receive, send))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from configs.settings import Settings
+from serve_app import rehearsal
 from serve_app.app import build_app
 from tests.assets import calibration_directory
 from tests.local.client import LocalClient
@@ -130,6 +132,20 @@ def test_keys(app_args: dict[str, Any], tmp_path: Path) -> None:
         assert client.get(path).status == 200
     assert client.get("/v1/models").status == 401
     assert client.get("/health/live/../v1/models").status == 401
+
+
+def test_the_rehearsal_takes_the_way_of_callers_and_past_a_wanted_key(
+    app_args: dict[str, Any], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("right\n")
+    settings = {"auth": {"keys_file": str(keys)}, "embedding_cache": Settings().embedding_cache.model_dump()}
+    client = start(app_args, tmp_path / "data", "rehearsed", **settings)
+    assert client.get("/health/ready").status == 200
+    headers = {"authorization": "Bearer right"}
+    for content in (rehearsal.text(0), data_uri(rehearsal.image(0), "image/gif")):
+        answer = client.post("/v1/embeddings", json_body={"input": [content]}, headers=headers)
+        assert 'cache;desc="hit=1"' in answer.headers["server-timing"]
 
 
 def test_docs_can_be_closed(app_args: dict[str, Any], tmp_path: Path) -> None:

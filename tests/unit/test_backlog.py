@@ -1,6 +1,7 @@
 """The wait that is told from the speed of answers, on a clock of its own, and who is refused for it."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -139,6 +140,26 @@ def test_before_the_first_answer_nobody_is_refused() -> None:
             model.enter(1)
             model.idle(1)
         assert not model.refuses()
+
+    run(main)
+
+
+def test_as_many_as_get_done_in_time_are_let_in_however_short_and_lumpy_the_load_has_been() -> None:
+    async def main() -> None:
+        model = Model(items_per_call=8, calls_at_once=2, max_wait_s=0.75)
+        for _ in range(3):  # bursts of 32 clients: one image alone at 40 a second, then 16 at a time at 70
+            turns = [model.enter(1) for _ in range(32)]
+            for number, size in enumerate((1, 16, 16, 16, 16, 16)):
+                model.idle(size / (70 if number else 40))
+                for turn in turns[:size]:
+                    await model.answer(turn, 1, per_s=math.inf)
+                assert not model.refuses()
+                turns[:size] = [model.enter(1) for _ in range(size)]
+            while not model.refuses():
+                turns.append(model.enter(1))
+            assert len(turns) == pytest.approx(52, rel=0.1)  # 0.75 s at 70 a second
+            model.end()
+            model.idle(60)
 
     run(main)
 

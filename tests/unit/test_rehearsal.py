@@ -2,64 +2,83 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from deployments.errors import NotReady
 from deployments.models.images import decode
 from deployments.models.sources import Source
 from serve_app.direct import Direct
 from serve_app.inference import Inference, Unavailable
-from serve_app.rehearsal import IMAGE, REPEATS, TEXT, rehearse
+from serve_app.rehearsal import REPEATS, image, rehearse
+
+KEY = "known to the rehearsal"
+LIMIT_S = 0.05
+CLIP = {("/v1/embeddings", "application/json"): REPEATS, ("/v1/embeddings", "image/gif"): REPEATS}
+NEWS = {("/v1/classify", "application/json"): REPEATS}
 
 
-class Models:
-    """Stands where the gateway's `Inference` does and counts what is asked of it."""
+class Server:
+    """An application with the routes of the gateway's, which keeps what it is asked."""
 
-    encoder_name = "clip"
-    heads = frozenset({"breeds"})
+    def __init__(
+        self, unready: str | None = None, refusing: str | None = None, hanging: str | None = None
+    ) -> None:
+        self.bodies: list[bytes] = []
+        self._asked: Counter[tuple[str, str]] = Counter()
+        self._unready, self._refusing, self._hanging = unready, refusing, hanging
 
-    def __init__(self, failing: str | None = None, hanging: str | None = None) -> None:
+    def rehearsed(self, *lines: Direct) -> Counter[tuple[str, str]]:
+        """What was asked, by path and content type, when the rehearsal is over."""
         absent = Unavailable(Source("unavailable", "", notes=("no weights",)))
-        self.models = {"clip": None, "news": None, "breeds": None, "absent": absent}
-        self.asked: Counter[tuple[str, Any]] = Counter()
-        self._failing = failing
-        self._hanging = hanging
+        inference = SimpleNamespace(
+            encoder_name="clip",
+            heads={"breeds"},
+            models={"clip": None, "news": None, "breeds": None, "absent": absent},
+            probe=self._probe,
+        )
+        paths = ("/v1/embeddings", "/v1/classify")
+        app = Starlette(routes=[Route(path, self._answer, methods=["POST"]) for path in paths])
+        asyncio.run(rehearse(app, cast(Inference, inference), lines, KEY, LIMIT_S))
+        return self._asked
 
-    async def probe(self, name: str) -> None:
-        if name == self._failing:
+    async def _probe(self, name: str) -> None:
+        if name == self._unready:
             raise NotReady("it does not answer")
 
-    async def compute(self, timing: object, contents: Sequence[Any]) -> None:
-        await self._ask("clip", contents)
-
-    async def classify(self, name: str, texts: Sequence[Any], timing: object) -> None:
-        await self._ask(name, texts)
-
-    async def _ask(self, name: str, contents: Sequence[Any]) -> None:
-        self.asked.update((name, content) for content in contents)
-        if name == self._hanging:
-            await asyncio.Event().wait()
-
-
-LIMIT_S = 0.05
-ALL = {("clip", TEXT): REPEATS, ("clip", IMAGE): REPEATS, ("news", TEXT): REPEATS}
-
-
-def rehearsed(models: Models, *lines: Direct) -> Counter[tuple[str, Any]]:
-    asyncio.run(rehearse(cast(Inference, models), lines, LIMIT_S))
-    return models.asked
+    async def _answer(self, request: Request) -> Response:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        media_type = request.headers["content-type"]
+        self.bodies.append(await request.body())
+        self._asked[request.url.path, media_type] += 1
+        if media_type == "application/json":
+            model = orjson.loads(self.bodies[-1])["model"]
+            assert model in ("clip", "news")
+            if model == self._hanging:
+                await asyncio.Event().wait()
+            if model == self._refusing:
+                return Response(status_code=503)
+        return Response()
 
 
 def test_every_model_that_makes_something_is_asked_for_what_it_takes() -> None:
-    assert rehearsed(Models()) == ALL
+    server = Server()
+    assert server.rehearsed() == CLIP | NEWS
+    embedded = [body for body in server.bodies if b"news" not in body]
+    assert len(set(embedded)) == 2 * REPEATS  # else the embedding cache would answer
 
 
 def test_a_model_that_fails_or_hangs_keeps_nobody_waiting() -> None:
-    news = {("news", TEXT): REPEATS}
-    assert rehearsed(Models(failing="clip")) == news
-    assert rehearsed(Models(hanging="clip")) == {("clip", TEXT): 1, **news}
+    once = {("/v1/embeddings", "application/json"): 1}
+    assert Server(unready="clip").rehearsed() == NEWS
+    assert Server(refusing="clip").rehearsed() == once | NEWS
+    assert Server(hanging="clip").rehearsed() == once | NEWS
 
 
 def test_a_line_is_laid_and_one_that_cannot_be_is_no_error() -> None:
@@ -77,11 +96,13 @@ def test_a_line_is_laid_and_one_that_cannot_be_is_no_error() -> None:
             return SimpleNamespace(remote=remote)
 
     replica = Replica()
-    assert rehearsed(Models(), Direct(cast(Any, replica))) == ALL
+    server = Server()
+    assert server.rehearsed(Direct(cast(Any, replica))) == CLIP | NEWS
     assert replica.calls == ["line"]
 
 
-def test_the_image_is_one() -> None:
-    pixels = decode(IMAGE, 224, max_pixels=1)
-    assert pixels.shape == (224, 224, 3)
-    assert (pixels == 255).all()
+def test_the_images_are_images_and_differ() -> None:
+    colours = [decode(image(number), 224, max_pixels=1) for number in range(REPEATS)]
+    for number, pixels in enumerate(colours):
+        assert pixels.shape == (224, 224, 3)
+        assert (pixels == (0, 0, number)).all()
