@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from weakref import WeakSet, finalize
 
 HEAD_BYTES: Final = 4
+LONGEST_PATH: Final = 107  # of a Unix socket, in bytes
 
 
 class _Frames(asyncio.Protocol):
@@ -64,9 +65,10 @@ class Exchange:
     cancelled."""
 
     def __init__(self, *methods: Callable[..., Awaitable[Any]], path: Path | None = None) -> None:
-        """`path` is where the socket is to be, in a temporary directory by default; one left there goes."""
+        """`path` is where the socket is to be, and one left there goes. Without one, or with one that is too
+        long, it is in a temporary directory."""
         self._methods = {method.__name__: method for method in methods}
-        self._path = path
+        self._path = path if path is not None and len(os.fsencode(path)) <= LONGEST_PATH else None
         self._temporary = False
         self._tasks: dict[tuple[_Frames, int], asyncio.Task[None]] = {}
         self._callers: WeakSet[_Frames] = WeakSet()
@@ -77,7 +79,7 @@ class Exchange:
     async def opened(self) -> str:
         """The socket's path, from the first call on.
 
-        Raises OSError where there cannot be a socket, such as under a path of more than 107 bytes.
+        Raises OSError where there cannot be a socket.
         """
         async with self._opening:
             if self._path is None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.settings import IndexSettings, LimitSettings
-from deployments.line import Exchange, Line
+from deployments.line import LONGEST_PATH, Exchange, Line
 from deployments.vector_index import VectorIndex
 from index.errors import BadVector, CollectionNotFound
 from index.items import Item, Wanted
@@ -129,6 +129,20 @@ def test_an_exchange_that_ends_answers_what_was_asked_and_nothing_else() -> None
         assert not path.parent.exists()
 
     on_a_line(use)
+
+
+def test_a_path_that_is_too_long_is_not_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        for length, used in ((LONGEST_PATH, True), (LONGEST_PATH + 1, False)):
+            path = tmp_path / ("n" * (length - len(str(tmp_path)) - 1))
+            exchange = Exchange(echo, path=path)
+            assert (await exchange.opened() == str(path)) == used
+            line = await Line.to(await exchange.opened())
+            assert await line.call("echo", 1) == 1
+            line.close()
+            await exchange.drained()
+
+    asyncio.run(main())
 
 
 def test_serve_drains_the_exchange_of_a_replica_and_python_does_not(tmp_path: Path) -> None:
