@@ -63,6 +63,10 @@ class ScaleSettings(Frozen):
     replicas: Positive = 1
     max_replicas: Positive | None = None
     target_ongoing_requests: float = Field(default=16, gt=0, description="per replica, for autoscaling")
+    upscale_delay_s: float = Field(
+        default=30, ge=0, description="of more to do than the target, for autoscaling; on average over 30 s"
+    )
+    downscale_delay_s: float = Field(default=600, ge=0, description="of less to do, likewise")
     max_ongoing_requests: Positive = Field(
         default=10_000,
         description="per replica; the gateway's limits bound the load, and requests that Serve holds back "

@@ -125,6 +125,8 @@ def _deployment(
             min_replicas=scale.replicas,
             max_replicas=scale.max_replicas,
             target_ongoing_requests=scale.target_ongoing_requests,
+            upscale_delay_s=scale.upscale_delay_s,
+            downscale_delay_s=scale.downscale_delay_s,
         )
     return serve.deployment(body, **options)
 

@@ -109,7 +109,8 @@ class Inference:
             **heads,
         }
         self.heads = frozenset(heads)
-        # Serve chooses between several replicas, and counts what those that autoscale have to do.
+        # Serve chooses between several replicas, and where they autoscale it tells by the calls to them how
+        # many there are to be. A line would hide these, and so would requests that travel together.
         scales = {settings.clip.name: settings.clip.scale}
         scales |= {name: classifier.scale for name, classifier in settings.classifiers.items()}
         self._direct = {
@@ -123,13 +124,16 @@ class Inference:
         self._cache = EmbeddingCache(settings.embedding_cache.max_bytes)
         self._cache_metrics = CacheMetrics()
         at_once = _calls_at_once(settings.clip.scale)
-        workers = _most_replicas(settings.clip.scale)
-        self._texts = Joined(self._send_texts, Rows.part, JOINED_TEXTS, workers)
+        scale = settings.clip.scale
+        self._texts = (
+            None if scale.autoscales else Joined(self._send_texts, Rows.part, JOINED_TEXTS, scale.replicas)
+        )
         self._classified = {
             name: Joined(
-                partial(self._send_classify, name), _part_of, JOINED_TEXTS, _most_replicas(classifier.scale)
+                partial(self._send_classify, name), _part_of, JOINED_TEXTS, classifier.scale.replicas
             )
             for name, classifier in settings.classifiers.items()
+            if not classifier.scale.autoscales
         }
         text_backlog = partial(
             Backlog,
@@ -296,8 +300,8 @@ class Inference:
         for _ in range(SWAPS_ENDURED):
             draw = _draw()  # one a request: all of it is answered by one version
             part_of = partial(self._send_classify, name, draw)
-            if len(texts) <= JOINED_TEXTS:
-                part_of = partial(self._classified[name], None)
+            if (joined := self._classified.get(name)) is not None and len(texts) <= JOINED_TEXTS:
+                part_of = partial(joined, None)
             with backlog.admit(len(texts)) as turn:
                 parts = _chunks(places, backlog.items_per_call)
                 answers = await together(*(self._part(turn, part_of, texts, part) for part in parts))
@@ -340,7 +344,7 @@ class Inference:
             raise (error if error.index is None else error.at(places[error.index])) from None
 
     async def _embed_texts(self, texts: list[str]) -> Rows:
-        if len(texts) <= JOINED_TEXTS:
+        if self._texts is not None and len(texts) <= JOINED_TEXTS:
             return await self._texts(None, texts)
         return await self._send_texts(None, texts)
 

@@ -1,0 +1,113 @@
+"""Several gateways, and models that autoscale: more replicas under load, and one may be lost meanwhile."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.photos import jpeg, stamped
+from tests.server import Server, replicas, running
+
+CLIENTS = 24
+SCALED_WITHIN_S = 120.0
+MODELS = ("ClipEncoder", "TextClassifier-news")
+GROWS = {"max_replicas": 2, "upscale_delay_s": 0}
+FEW = 2
+MANY = 10  # less than the clients that classify, and more than the calls would be that travelled together
+LONG = "as many words as a model reads, and more " * 60
+ITEMS = "/v1/collections/shared/items"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    settings = {
+        "clip": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": FEW}},
+        "classifiers": {"news": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": MANY}}},
+        "preprocessor": {"placement": "pool", "scale": {"replicas": 2}},
+        "gateway": {"scale": {"replicas": 2}},
+        "limits": {"max_wait_s": 60},
+    }
+    with running(settings) as started:
+        yield started
+
+
+def test_models_grow_under_load_and_outlive_the_loss_of_a_replica(server: Server) -> None:
+    assert len(replicas(server, "Gateway")) == 2
+    assert [len(replicas(server, model)) for model in MODELS] == [1, 1]
+    with load(server) as answers:
+        until(lambda: all(len(replicas(server, model)) == 2 for model in MODELS), answers)
+        lost = {replicas(server, model)[0] for model in MODELS}
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: all(len(set(replicas(server, model)) - lost) == 2 for model in MODELS), answers)
+        done = len(answers)
+        until(lambda: len(answers) > done + 10 * CLIENTS, answers)
+    assert Counter(status for status, _ in answers) == {200: len(answers)}
+    assert server.get("/health/ready").status_code == 200
+
+
+def test_whichever_replica_answers_the_vectors_are_the_same(server: Server) -> None:
+    def embed(number: int) -> list[float]:
+        photo = stamped(jpeg("coffee"), number)
+        answer = server.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
+        vector: list[float] = answer.json()["data"][0]["embedding"]
+        return vector
+
+    vectors = np.array([embed(number) for number in range(20)], np.float32)
+    assert vectors @ vectors[0] == pytest.approx(np.ones(20), abs=1e-3)
+
+
+def test_what_one_gateway_stored_the_other_finds(server: Server) -> None:
+    assert server.put("/v1/collections/shared", json={"dimensions": 2}).status_code == 200
+    for n in range(20):
+        item = {"id": str(n), "vector": [1, n]}
+        assert server.post(ITEMS, json={"items": [item]}).status_code == 200
+        assert server.get(f"{ITEMS}/{n}").status_code == 200
+        found = server.post("/v1/collections/shared/search", json={"vector": [1, n], "limit": 1}).json()
+        assert found["results"][0]["id"] == str(n)
+
+
+@contextmanager
+def load(server: Server) -> Iterator[list[tuple[int, str]]]:
+    """Status and text of the answers to clients: three quarters classify long texts, which keep a model busy,
+    the others embed such texts and photos."""
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def client(number: int) -> None:
+        while not stop.is_set():
+            number += CLIENTS
+            text = f"{number} {LONG}"
+            if number % 4:
+                answer = server.post("/v1/classify", json={"model": "news", "input": text})
+            elif number % 8:
+                answer = server.post("/v1/embeddings", json={"input": text})
+            else:
+                photo = stamped(jpeg("coffee"), number)
+                answer = server.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
+            answers.append((answer.status_code, answer.text))
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, number) for number in range(CLIENTS)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+    for ended in clients:
+        ended.result()
+
+
+def until(condition: Callable[[], bool], answers: list[tuple[int, str]]) -> None:
+    deadline = time.monotonic() + SCALED_WITHIN_S
+    while not condition():
+        bad = [answer for answer in answers if answer[0] != 200]
+        assert not bad, bad[0]
+        assert time.monotonic() < deadline, f"{len(answers)} answers so far"
+        time.sleep(0.2)
