@@ -12,6 +12,9 @@ from deployments.errors import Overloaded
 MEMORY_S: Final = 2.0
 """Of load: answers from longer ago count little in the speed."""
 
+TOGETHER_S: Final = 0.001
+"""Answers so close to one another are those of one batch."""
+
 Turn = Callable[[int], AbstractAsyncContextManager[None]]
 
 
@@ -41,10 +44,10 @@ class Backlog:
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._out = 0
-        self._answered = 0.0  # fading, as the time they took
+        self._answered = 0.0  # under load; fading, as the time they took
         self._loaded_s = 0.0
-        self._unanswered_s = 0.0  # under load, since the last answer
-        self._seen = clock()
+        self._counted = False  # whether the last answer was one of these
+        self._since = clock()  # when it came, or there was nothing out, whichever is later
 
     def check(self) -> None:
         """Raises Overloaded where a request that comes now would wait too long, whatever its size.
@@ -54,10 +57,11 @@ class Backlog:
         """
         if self._out <= self._share or not self._answered:
             return
-        self._pass_time()
-        if self._answered < self._share and self._loaded_s < self._max_wait_s:
+        unanswered_s = self._clock() - self._since
+        known = self._answered >= self._share
+        if not known and self._loaded_s + unanswered_s < min(self._max_wait_s, MEMORY_S / 2):
             return
-        wait_s = max(self._out * self._loaded_s / self._answered, self._unanswered_s)
+        wait_s = max(self._out * self._loaded_s / self._answered, unanswered_s)
         if wait_s > self._max_wait_s:
             raise Overloaded(
                 f"{self._out} {self._noun} are being worked on, which takes {wait_s:.1f} s; new ones are "
@@ -77,7 +81,10 @@ class Backlog:
 
         def keep(items: int, answered: int = 0) -> None:
             nonlocal left
-            self._pass_time(answered)
+            if answered:
+                self._count(answered)
+            elif not self._out:
+                self._since = self._clock()
             self._out += min(items, self._share) - min(left, self._share)
             left = items
 
@@ -93,16 +100,17 @@ class Backlog:
         finally:
             keep(0)
 
-    def _pass_time(self, answered: int = 0) -> None:
+    def _count(self, answered: int) -> None:
+        """Items came back."""
         now = self._clock()
-        if self._out > self._share:
-            self._unanswered_s += now - self._seen
-            if answered:
-                took_s = self._unanswered_s
-                fade = math.exp(-took_s / MEMORY_S)
-                weight = MEMORY_S * (1 - fade) / took_s if took_s else 1.0  # as if it had come bit by bit
-                self._answered = self._answered * fade + answered * weight
-                self._loaded_s = self._loaded_s * fade + took_s * weight
-        if answered:
-            self._unanswered_s = 0.0
-        self._seen = now
+        took_s = now - self._since
+        # What is left of a batch when its first answers have ended the load belongs to these.
+        self._counted = self._out > self._share or (self._counted and took_s < TOGETHER_S)
+        if self._counted:
+            fade = math.exp(-took_s / MEMORY_S)
+            weight = (
+                MEMORY_S * -math.expm1(-took_s / MEMORY_S) / took_s if took_s else 1.0
+            )  # as if bit by bit
+            self._answered = self._answered * fade + answered * weight
+            self._loaded_s = self._loaded_s * fade + took_s * weight
+        self._since = now

@@ -56,6 +56,31 @@ class Model:
         async with turn(items):
             self._clock.now_s += items / per_s
 
+    async def arrive(
+        self, arriving_per_s: float, answered_per_s: Callable[[float], float], seconds: float
+    ) -> list[tuple[float, int]]:
+        """Single items arrive and are answered up to 16 at a time. When each that was let in came, and how
+        many were out then."""
+        waiting: list[Turn] = []
+        batch: list[Turn] = []
+        seen: list[tuple[float, int]] = []
+        began_s, arrives_s, done_s = self._clock.now_s, 0.0, math.inf
+        while (now_s := min(arrives_s, done_s)) < seconds:
+            self._clock.now_s = began_s + now_s
+            if now_s == done_s:
+                for turn in batch:
+                    await self.answer(turn, 1, per_s=math.inf)
+                batch, done_s = [], math.inf
+            else:
+                arrives_s += 1 / arriving_per_s
+                if not self.refuses():
+                    waiting.append(self.enter(1))
+                    seen.append((now_s, len(waiting) + len(batch)))
+            if waiting and not batch:
+                batch, waiting = waiting[:16], waiting[16:]
+                done_s = now_s + len(batch) / answered_per_s(now_s)
+        return seen
+
     async def answered_at(self, per_s: float) -> None:
         """Under load, as it has been for long."""
         until_s = self._clock.now_s + 6 * MEMORY_S
@@ -160,6 +185,71 @@ def test_as_many_as_get_done_in_time_are_let_in_however_short_and_lumpy_the_load
             assert len(turns) == pytest.approx(52, rel=0.1)  # 0.75 s at 70 a second
             model.end()
             model.idle(60)
+
+    run(main)
+
+
+def test_a_slow_spell_is_forgotten_once_the_model_is_fast_again() -> None:
+    def images_per_s(now_s: float) -> float:
+        return 7 if 20 < now_s < 40 else 70
+
+    async def main() -> None:
+        for arriving_per_s in (65, 140):
+            model = Model(items_per_call=8, calls_at_once=2, max_wait_s=0.75)
+            seen = await model.arrive(arriving_per_s, images_per_s, seconds=70)
+            then = [out for now_s, out in seen if now_s > 50]
+            if arriving_per_s < 70:
+                assert len(then) == pytest.approx(20 * arriving_per_s, abs=1)  # nobody is refused
+            else:
+                assert max(then) == pytest.approx(52, rel=0.2)
+
+    run(main)
+
+
+@pytest.mark.parametrize(("per_s", "max_wait_s"), [(40, 5.0), (1, 0.75), (400, 0.75)])
+def test_a_flood_waits_no_longer_than_it_may_or_is_one_request_s_share(
+    per_s: float, max_wait_s: float
+) -> None:
+    async def main() -> None:
+        model = Model(items_per_call=64, calls_at_once=2, max_wait_s=max_wait_s)
+        seen = await model.arrive(5 * per_s + 100, lambda _: per_s, seconds=40)
+        late = [out for now_s, out in seen if now_s > 20]  # the slowest has answered once by then
+        assert max(late, default=0) <= max(1.3 * per_s * max_wait_s, 2 * 64 + 1)
+        if per_s * max_wait_s > 2 * 64:
+            assert max(late) >= 0.7 * per_s * max_wait_s
+
+    run(main)
+
+
+def test_a_model_that_hangs_after_its_first_answer_takes_nothing_more() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        turns = [model.enter(1) for _ in range(20)]
+        model.idle(0.02)
+        await model.answer(turns[0], 1, per_s=math.inf)
+        assert not model.refuses()
+        model.idle(0.9)
+        assert not model.refuses()
+        model.idle(0.2)
+        assert model.refuses()
+
+    run(main)
+
+
+def test_a_stall_is_over_when_all_who_waited_have_left() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        await model.answered_at(per_s=100)
+        for _ in range(20):
+            model.enter(1)
+        model.idle(5)
+        assert model.refuses()
+        model.end()
+        model.idle(60)
+        turns = [model.enter(1) for _ in range(20)]
+        assert not model.refuses()
+        await model.answer(turns[0], 1, per_s=100)
+        assert not model.refuses()
 
     run(main)
 
