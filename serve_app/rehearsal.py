@@ -1,6 +1,7 @@
 """The first requests, which a gateway sends itself: lines to replicas are laid, kernels and code are warm."""
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
@@ -28,26 +29,37 @@ def image(number: int) -> bytes:
     )
 
 
+def _data_uri(data: bytes) -> str:
+    return f"data:image/gif;base64,{b64encode(data).decode()}"
+
+
 async def rehearse(
     app: ASGIApp, inference: Inference, lines: Iterable[Direct], key: str, limit_s: float
 ) -> None:
-    """Returns once the encoder and the text classifiers have answered, or failed, or taken `limit_s` since
-    they were there: what is wrong, their own requests will show. Image heads have next to nothing to do.
+    """Returns once all models have answered, or failed, or taken `limit_s` since they were there: what is
+    wrong, their own requests will show.
 
-    The requests take the whole way through `app`, with `key`; no two embed the same, for the cache to miss.
+    The requests take the whole way through `app`, with `key`, one at a time. No two that the encoder gets are
+    the same, for the cache to miss.
     """
-    await asyncio.gather(*(line.laid() for line in lines))
-    await asyncio.gather(*(_ask(app, inference, name, key, limit_s) for name in inference.models))
+    turn = asyncio.Lock()
+    asked = (_ask(app, inference, name, key, limit_s, turn) for name in inference.models)
+    await asyncio.gather(*(line.laid() for line in lines), *asked)
 
 
-async def _ask(app: ASGIApp, inference: Inference, name: str, key: str, limit_s: float) -> None:
-    if isinstance(inference.models[name], Unavailable) or name in inference.heads:
+async def _ask(
+    app: ASGIApp, inference: Inference, name: str, key: str, limit_s: float, turn: asyncio.Lock
+) -> None:
+    if isinstance(inference.models[name], Unavailable):
         return
+    is_head = name in inference.heads
     with suppress(Exception):
-        await inference.probe(name)  # however long it takes to load
-        async with asyncio.timeout(limit_s):
+        for needed in (inference.encoder_name, name) if is_head else (name,):
+            await inference.probe(needed)  # however long it takes to load
+        async with turn, asyncio.timeout(limit_s):
             for number in range(REPEATS):
-                asked = orjson.dumps({"model": name, "input": [text(number)]})
+                content = _data_uri(image(REPEATS + number)) if is_head else text(number)
+                asked = orjson.dumps({"model": name, "input": [content]})
                 if name == inference.encoder_name:
                     await _post(app, "/v1/embeddings", JSON, asked, key)
                     await _post(app, "/v1/embeddings", "image/gif", image(number), key)
@@ -71,14 +83,18 @@ async def _post(app: ASGIApp, path: str, media_type: str, body: bytes, key: str)
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
     arriving: list[Message] = [{"type": "http.request", "body": body}]
-    leaves: asyncio.Future[Message] = asyncio.get_running_loop().create_future()  # which nobody does
+    statuses = []
 
     async def receive() -> Message:
-        return arriving.pop() if arriving else await leaves
+        if not arriving:
+            await asyncio.Event().wait()  # nobody leaves
+        return arriving.pop()
 
     async def send(message: Message) -> None:
-        if message.get("status", 200) != 200:
-            raise RuntimeError(f"{path} answered {message['status']}")
+        if "status" in message:
+            statuses.append(message["status"])
 
     # In a context of its own, as a server gives each request.
     await asyncio.ensure_future(app(scope, receive, send))
+    if statuses != [200]:
+        raise RuntimeError(f"{path} answered {statuses}")

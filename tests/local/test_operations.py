@@ -139,7 +139,11 @@ def test_the_rehearsal_takes_the_way_of_callers_and_past_a_wanted_key(
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("right\n")
-    settings = {"auth": {"keys_file": str(keys)}, "embedding_cache": Settings().embedding_cache.model_dump()}
+    settings = {
+        "auth": {"keys_file": str(keys)},
+        "embedding_cache": Settings().embedding_cache.model_dump(),
+        "gateway": {"health_timeout_s": 60},
+    }
     client = start(app_args, tmp_path / "data", "rehearsed", **settings)
     assert client.get("/health/ready").status == 200
     headers = {"authorization": "Bearer right"}
