@@ -3,11 +3,11 @@
     python -m benchmarks.start [--starts 4] [--kinds text,image-raw,classify,search]
 
 Starts `sightline serve` with the benchmark's models, already converted, as many times as asked, until
-/health/ready says so. Each start sends one request of each kind, beginning with another kind each time, then
-100 of each, one after the other, and at last some after a pause each, for a machine that had nothing to do
-takes longer over the first request as over any. Texts have 5 to 15 words, as people's differ too: one of
-another length than the last takes the engine 2 ms longer, the first as well as the hundredth. Ends in one
-JSON line.
+/health/ready says so. Each start sends one request of each kind after a pause, beginning with another kind
+each time, then 100 of each, one after the other, and at last some after a pause again, for a machine that had
+nothing to do takes longer over the first request as over any. Texts have 5 to 15 words, as people's differ
+too: one of another length than the last takes the engine 2 ms longer, the first as well as the hundredth.
+Ends in one JSON line.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.servers import PHOTOS, fill_collection, sightline
 
 WARM_REQUESTS: Final = 100
 IDLE_REQUESTS: Final = 8
-PAUSE_S: Final = 1.0  # before each of these
+PAUSE_S: Final = 1.0  # before each of these, and before the first ones
 KINDS: Final = ("text", "image-raw", "classify", "search")
 
 
@@ -41,7 +41,6 @@ class First:
     kind: str
     place: int
     first_ms: float
-    second_ms: float
     warm_p50_ms: float
     idle_p50_ms: float  # after a pause each
 
@@ -86,21 +85,23 @@ async def first_requests(url: str, kinds: Sequence[str], seed: int) -> list[Firs
             raise RuntimeError(f"{kind}: {answer.status} {answer.body[:500]!r}")
         return (time.perf_counter() - began) * 1e3
 
+    async def after_a_pause(kind: str) -> float:
+        await asyncio.sleep(PAUSE_S)
+        return await measured(kind)
+
     connection = await Connection.open(place.hostname, place.port)
     try:
-        first = {kind: await measured(kind) for kind in kinds}
-        second = {kind: await measured(kind) for kind in kinds}
+        first = {kind: await after_a_pause(kind) for kind in kinds}
         warm = {
             kind: statistics.median([await measured(kind) for _ in range(WARM_REQUESTS)]) for kind in kinds
         }
         idle: dict[str, list[float]] = {kind: [] for kind in kinds}
         for kind in [*kinds] * IDLE_REQUESTS:
-            await asyncio.sleep(PAUSE_S)
-            idle[kind].append(await measured(kind))
+            idle[kind].append(await after_a_pause(kind))
     finally:
         connection.close()
     return [
-        First(kind, place, first[kind], second[kind], warm[kind], statistics.median(idle[kind]))
+        First(kind, place, first[kind], warm[kind], statistics.median(idle[kind]))
         for place, kind in enumerate(kinds)
     ]
 

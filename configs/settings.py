@@ -62,11 +62,14 @@ class ScaleSettings(Frozen):
 
     replicas: Positive = 1
     max_replicas: Positive | None = None
-    target_ongoing_requests: float = Field(default=16, gt=0, description="per replica, for autoscaling")
-    upscale_delay_s: float = Field(
-        default=30, ge=0, description="of more to do than the target, for autoscaling; on average over 30 s"
+    target_ongoing_requests: float = Field(
+        default=16,
+        gt=0,
+        description="calls at work per replica, on average over 30 s, for autoscaling; a request makes one "
+        "for each image, or for eight texts. So many for each of `max_replicas` get in, whatever they take",
     )
-    downscale_delay_s: float = Field(default=600, ge=0, description="of less to do, likewise")
+    upscale_delay_s: float = Field(default=30, ge=0, description="of more calls than the target")
+    downscale_delay_s: float = Field(default=600, ge=0, description="of fewer")
     max_ongoing_requests: Positive = Field(
         default=10_000,
         description="per replica; the gateway's limits bound the load, and requests that Serve holds back "

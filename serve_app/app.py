@@ -34,6 +34,9 @@ DRAIN_CHECK_S = 0.1
 """After so long, and then as often, a stopping replica looks whether its requests have ended. Serve's own
 two seconds pass for the gateway, and then again for those it calls, when all are idle."""
 
+LOOK_BACK_S = 30.0
+"""Of the average that replicas are added or taken away by."""
+
 
 def build_app(args: dict[str, Any]) -> Application:
     """The Sightline application for `serve run`, `serve deploy` and `serve_config.yaml`.
@@ -125,6 +128,7 @@ def _deployment(
             min_replicas=scale.replicas,
             max_replicas=scale.max_replicas,
             target_ongoing_requests=scale.target_ongoing_requests,
+            look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=scale.upscale_delay_s,
             downscale_delay_s=scale.downscale_delay_s,
         )

@@ -1,5 +1,6 @@
 """What the gateway asks of the models: contents to vectors, texts to logits, in calls of bounded size."""
 
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ Classified = tuple[NDArray[np.float32], ModelInfo, Sequence[int], StageTimes]
 # Texts of one call that others may join. A batch of the model's holds as many; a long request would hold up
 # the short ones that travel with it.
 JOINED_TEXTS = 32
+
+# A model that autoscales gets a request in so many times smaller calls, for these are what Serve counts.
+AUTOSCALED_SPLIT = 8
 
 # What infinity's clients send when their caller named no model.
 UNSPECIFIED = "default/not-specified"
@@ -123,7 +127,6 @@ class Inference:
         self._encoder_heard = 0.0  # when it last said which model it is, seconds of the monotonic clock
         self._cache = EmbeddingCache(settings.embedding_cache.max_bytes)
         self._cache_metrics = CacheMetrics()
-        at_once = _calls_at_once(settings.clip.scale)
         scale = settings.clip.scale
         self._texts = (
             None if scale.autoscales else Joined(self._send_texts, Rows.part, JOINED_TEXTS, scale.replicas)
@@ -135,22 +138,27 @@ class Inference:
             for name, classifier in settings.classifiers.items()
             if not classifier.scale.autoscales
         }
-        text_backlog = partial(
-            Backlog,
-            "texts",
-            items_per_call=settings.gateway.texts_per_call,
-            max_wait_s=settings.limits.max_wait_s,
-        )
-        self._text_backlog = text_backlog(calls_at_once=at_once)
+        self._text_backlog = self._backlog("texts", settings.gateway.texts_per_call, scale)
         self._classify_backlogs = {
-            name: text_backlog(calls_at_once=_calls_at_once(classifier.scale))
+            name: self._backlog("texts", settings.gateway.texts_per_call, classifier.scale)
             for name, classifier in settings.classifiers.items()
         }
-        self._image_backlog = Backlog(
-            "images",
-            items_per_call=settings.preprocessor.images_per_call,
-            calls_at_once=max(at_once, _calls_at_once(settings.preprocessor.scale)),
-            max_wait_s=settings.limits.max_wait_s,
+        self._image_backlog = self._backlog(
+            "images", settings.preprocessor.images_per_call, scale, settings.preprocessor.scale
+        )
+
+    def _backlog(self, noun: str, items_per_call: int, *scales: ScaleSettings) -> Backlog:
+        """Of a model with these replicas, on which every call works in turn.
+
+        For Serve to add replicas up to the most there may be, as many calls must get in as these are to have.
+        """
+        if any(scale.autoscales for scale in scales):
+            items_per_call = max(1, items_per_call // AUTOSCALED_SPLIT)
+        return Backlog(
+            noun,
+            items_per_call=items_per_call,
+            calls_at_once=max(map(_calls_at_once, scales)),
+            max_wait_s=self._settings.limits.max_wait_s,
         )
 
     @property
@@ -396,11 +404,10 @@ def _part_of(answer: Classified, first: int, last: int) -> Classified:
 
 
 def _calls_at_once(scale: ScaleSettings) -> int:
-    return AT_ONCE * _most_replicas(scale)
-
-
-def _most_replicas(scale: ScaleSettings) -> int:
-    return max(scale.replicas, scale.max_replicas or 0)
+    if not scale.autoscales:
+        return AT_ONCE * scale.replicas
+    assert scale.max_replicas is not None
+    return math.ceil(scale.target_ongoing_requests * scale.max_replicas)
 
 
 def _longest(times: Iterable[StageTimes]) -> StageTimes:
