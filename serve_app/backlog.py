@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final
 
-from deployments.errors import Overloaded
+from deployments.errors import Overloaded, SightlineError
 
 MEMORY_S: Final = 2.0
 """Of load: answers from longer ago count little in the speed."""
 
 TOGETHER_S: Final = 0.001
-"""Answers so close to one another are those of one batch."""
+"""Answers so close to one another are those of one batch, and so are those that come faster than usual."""
 
 Turn = Callable[[int], AbstractAsyncContextManager[None]]
 
@@ -47,7 +47,9 @@ class Backlog:
         self._answered = 0.0  # under load; fading, as the time they took
         self._loaded_s = 0.0
         self._counted = False  # whether the last answer was one of these
-        self._since = clock()  # when it came, or there was nothing out, whichever is later
+        self._has_answered = False  # under load or not
+        self._since = clock()  # the last answer, or the time when there was nothing out, whichever is later
+        self._loaded_since = self._since  # there has been more out than one request's share
 
     def check(self) -> None:
         """Raises Overloaded where a request that comes now would wait too long, whatever its size.
@@ -55,13 +57,12 @@ class Backlog:
         What one request has out is never too much, however slow the model. The first answers tell little:
         when many come at once, the first of them is a batch of its own, at half the speed of those after it.
         """
-        if self._out <= self._share or not self._answered:
+        if self._out <= self._share or not self._has_answered:
             return
-        unanswered_s = self._clock() - self._since
-        known = self._answered >= self._share
-        if not known and self._loaded_s + unanswered_s < min(self._max_wait_s, MEMORY_S / 2):
-            return
-        wait_s = max(self._out * self._loaded_s / self._answered, unanswered_s)
+        wait_s = unanswered_s = self._clock() - max(self._since, self._loaded_since)
+        enough = self._answered >= self._share
+        if enough or self._loaded_s + unanswered_s > min(self._max_wait_s, MEMORY_S / 2):
+            wait_s = max(wait_s, self._out * self._pace_s())
         if wait_s > self._max_wait_s:
             raise Overloaded(
                 f"{self._out} {self._noun} are being worked on, which takes {wait_s:.1f} s; new ones are "
@@ -85,13 +86,21 @@ class Backlog:
                 self._count(answered)
             elif not self._out:
                 self._since = self._clock()
+            before = self._out
             self._out += min(items, self._share) - min(left, self._share)
+            if before <= self._share < self._out:
+                self._loaded_since = self._clock()
             left = items
 
         @asynccontextmanager
         async def turn(items: int) -> AsyncIterator[None]:
             async with room:
-                yield
+                try:
+                    yield
+                except SightlineError as error:
+                    if error.index is not None:  # what is wrong with an item is an answer
+                        keep(left - items, answered=items)
+                    raise
             keep(left - items, answered=items)
 
         keep(count)
@@ -100,12 +109,17 @@ class Backlog:
         finally:
             keep(0)
 
+    def _pace_s(self) -> float:
+        """What an item takes under load; 0 where nothing is known."""
+        return self._loaded_s / self._answered if self._answered else 0.0
+
     def _count(self, answered: int) -> None:
         """Items came back."""
         now = self._clock()
         took_s = now - self._since
         # What is left of a batch when its first answers have ended the load belongs to these.
-        self._counted = self._out > self._share or (self._counted and took_s < TOGETHER_S)
+        together = took_s < max(TOGETHER_S, self._pace_s())
+        self._counted = self._out > self._share or (self._counted and together)
         if self._counted:
             fade = math.exp(-took_s / MEMORY_S)
             weight = (
@@ -113,4 +127,5 @@ class Backlog:
             )  # as if bit by bit
             self._answered = self._answered * fade + answered * weight
             self._loaded_s = self._loaded_s * fade + took_s * weight
+        self._has_answered = True
         self._since = now

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.errors import Overloaded
+from deployments.errors import BadInput, Overloaded
 from serve_app.backlog import MEMORY_S, Backlog, Turn
 from tests.fake_model import until
 
@@ -57,10 +57,14 @@ class Model:
             self._clock.now_s += items / per_s
 
     async def arrive(
-        self, arriving_per_s: float, answered_per_s: Callable[[float], float], seconds: float
+        self,
+        arriving_per_s: float,
+        answered_per_s: Callable[[float], float],
+        seconds: float,
+        gap_s: float = 0,
     ) -> list[tuple[float, int]]:
-        """Single items arrive and are answered up to 16 at a time. When each that was let in came, and how
-        many were out then."""
+        """Single items arrive and are answered up to 16 at a time, `gap_s` apart. When each that was let in
+        came, and how many were out then."""
         waiting: list[Turn] = []
         batch: list[Turn] = []
         seen: list[tuple[float, int]] = []
@@ -70,6 +74,7 @@ class Model:
             if now_s == done_s:
                 for turn in batch:
                     await self.answer(turn, 1, per_s=math.inf)
+                    self.idle(gap_s)
                 batch, done_s = [], math.inf
             else:
                 arrives_s += 1 / arriving_per_s
@@ -189,14 +194,15 @@ def test_as_many_as_get_done_in_time_are_let_in_however_short_and_lumpy_the_load
     run(main)
 
 
-def test_a_slow_spell_is_forgotten_once_the_model_is_fast_again() -> None:
+@pytest.mark.parametrize("gap_s", [0, 0.002])
+def test_a_slow_spell_is_forgotten_once_the_model_is_fast_again(gap_s: float) -> None:
     def images_per_s(now_s: float) -> float:
         return 7 if 20 < now_s < 40 else 70
 
     async def main() -> None:
         for arriving_per_s in (65, 140):
             model = Model(items_per_call=8, calls_at_once=2, max_wait_s=0.75)
-            seen = await model.arrive(arriving_per_s, images_per_s, seconds=70)
+            seen = await model.arrive(arriving_per_s, images_per_s, 70, gap_s)
             then = [out for now_s, out in seen if now_s > 50]
             if arriving_per_s < 70:
                 assert len(then) == pytest.approx(20 * arriving_per_s, abs=1)  # nobody is refused
@@ -232,6 +238,55 @@ def test_a_model_that_hangs_after_its_first_answer_takes_nothing_more() -> None:
         assert not model.refuses()
         model.idle(0.2)
         assert model.refuses()
+
+    run(main)
+
+
+def test_a_model_that_hangs_after_light_work_takes_nothing_more() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        for _ in range(100):
+            with model.backlog.admit(1) as turn:
+                await model.answer(turn, 1, per_s=100)
+        for _ in range(20):
+            model.enter(1)
+        assert not model.refuses()
+        model.idle(1.1)
+        assert model.refuses()
+
+    run(main)
+
+
+def test_one_slow_item_before_the_load_is_no_stall() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=0.75)
+        await model.answered_at(per_s=70)
+        model.enter(1)
+        model.idle(0.9)
+        for _ in range(40):
+            assert not model.refuses()
+            model.enter(1)
+
+    run(main)
+
+
+def test_an_item_that_is_refused_is_an_answer() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        await model.answered_at(per_s=100)
+        for _ in range(20):
+            model.enter(1)
+
+        async def send_no_image() -> None:
+            with model.backlog.admit(1) as turn:
+                async with turn(1):
+                    model.idle(0.1)
+                    raise BadInput("no image").at(0)
+
+        for _ in range(30):
+            with pytest.raises(BadInput):
+                await send_no_image()
+            assert not model.refuses()
 
     run(main)
 
