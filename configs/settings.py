@@ -65,8 +65,10 @@ class ScaleSettings(Frozen):
     target_ongoing_requests: float = Field(
         default=16,
         gt=0,
-        description="calls at work per replica, on average over 30 s, for autoscaling; a request makes one "
-        "for each image, or for eight texts. So many for each of `max_replicas` get in, whatever they take",
+        allow_inf_nan=False,
+        description="calls at work per replica, on average over 30 s, for autoscaling. A request makes one "
+        "for an eighth of images_per_call or texts_per_call; what is enough for max_replicas is let in, "
+        "whatever it takes, as far as the max_inflight limits go",
     )
     upscale_delay_s: float = Field(default=30, ge=0, description="of more calls than the target")
     downscale_delay_s: float = Field(default=600, ge=0, description="of fewer")

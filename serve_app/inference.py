@@ -143,21 +143,19 @@ class Inference:
             name: self._backlog("texts", settings.gateway.texts_per_call, classifier.scale)
             for name, classifier in settings.classifiers.items()
         }
-        self._image_backlog = self._backlog(
-            "images", settings.preprocessor.images_per_call, scale, settings.preprocessor.scale
-        )
+        pool = [] if preprocessor is None else [settings.preprocessor.scale]
+        self._image_backlog = self._backlog("images", settings.preprocessor.images_per_call, scale, *pool)
 
     def _backlog(self, noun: str, items_per_call: int, *scales: ScaleSettings) -> Backlog:
         """Of a model with these replicas, on which every call works in turn.
 
         For Serve to add replicas up to the most there may be, as many calls must get in as these are to have.
         """
-        if any(scale.autoscales for scale in scales):
-            items_per_call = max(1, items_per_call // AUTOSCALED_SPLIT)
+        split = AUTOSCALED_SPLIT if any(scale.autoscales for scale in scales) else 1
         return Backlog(
             noun,
-            items_per_call=items_per_call,
-            calls_at_once=max(map(_calls_at_once, scales)),
+            items_per_call=max(1, items_per_call // split),
+            calls_at_once=max(_calls_at_once(scale, split) for scale in scales),
             max_wait_s=self._settings.limits.max_wait_s,
         )
 
@@ -403,11 +401,10 @@ def _part_of(answer: Classified, first: int, last: int) -> Classified:
     return logits[first:last], info, tokens[first:last], times
 
 
-def _calls_at_once(scale: ScaleSettings) -> int:
-    if not scale.autoscales:
-        return AT_ONCE * scale.replicas
-    assert scale.max_replicas is not None
-    return math.ceil(scale.target_ongoing_requests * scale.max_replicas)
+def _calls_at_once(scale: ScaleSettings, split: int) -> int:
+    most = scale.max_replicas if scale.autoscales and scale.max_replicas else scale.replicas
+    usual = AT_ONCE * split * most
+    return max(usual, math.ceil(scale.target_ongoing_requests * most)) if scale.autoscales else usual
 
 
 def _longest(times: Iterable[StageTimes]) -> StageTimes:

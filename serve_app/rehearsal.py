@@ -36,8 +36,8 @@ def _data_uri(data: bytes) -> str:
 async def rehearse(
     app: ASGIApp, inference: Inference, lines: Iterable[Direct], key: str, limit_s: float
 ) -> None:
-    """Returns once all models have answered, or failed, or taken `limit_s` since they were there: what is
-    wrong, their own requests will show.
+    """Returns once all models that there are have had their turn, and answered, failed or taken `limit_s` of
+    it: what is wrong, their own requests will show.
 
     The requests take the whole way through `app`, with `key`, one at a time. No two that the encoder gets are
     the same, for the cache to miss.

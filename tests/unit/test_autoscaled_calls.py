@@ -66,16 +66,17 @@ async def all_out(model: Model, inference: Inference, requests: Sequence[Sequenc
     await asyncio.gather(*tasks)
 
 
-def calls(requests: Sequence[Sequence[Any]], name: str, *, grows: bool) -> Model:
+def calls(
+    requests: Sequence[Sequence[Any]], name: str, *, grows: bool, target: int = TARGET, **settings: Any
+) -> Model:
     async def main() -> Model:
         model = Model()
         handle: Any = model
-        scale: dict[str, Any] = {"target_ongoing_requests": TARGET}
+        scale: dict[str, Any] = {"target_ongoing_requests": target}
         scale |= {"max_replicas": REPLICAS} if grows else {"replicas": 2}
-        settings = Settings.from_args(
-            {"clip": {"scale": scale}, "classifiers": {"news": {"source": "x", "scale": scale}}}
-        )
-        inference = Inference(settings, None, handle, {"news": handle}, {}, {})
+        classifiers = {"news": {"source": "x", "scale": scale}}
+        args = Settings.from_args({"clip": {"scale": scale}, "classifiers": classifiers, **settings})
+        inference = Inference(args, None, handle, {"news": handle}, {}, {})
         await all_out(model, inference, requests, name)
         return model
 
@@ -90,10 +91,22 @@ def test_single_requests_are_a_call_each(name: str, content: Any) -> None:
 
 @pytest.mark.parametrize(("name", "content"), [("clip", "a text"), ("clip", b"an image"), ("news", "a text")])
 def test_one_large_request_is_enough_for_every_replica(name: str, content: Any) -> None:
-    model = calls([[content] * 400], name, grows=True)
-    assert model.most == TARGET * REPLICAS
+    model = calls([[content] * 2000], name, grows=True)
+    assert model.most == 2 * 8 * REPLICAS  # what it is with replicas of a fixed number, in smaller calls
+    assert model.most >= TARGET * REPLICAS
     assert max(model.sizes) == (1 if isinstance(content, bytes) else 8)
-    assert sum(model.sizes) == 400
+    assert sum(model.sizes) == 2000
+
+
+def test_a_high_target_is_reached_by_every_replica() -> None:
+    model = calls([["a text"] * 2000], "news", grows=True, target=40)
+    assert model.most == 40 * REPLICAS
+
+
+def test_a_pool_that_is_not_there_does_not_count() -> None:
+    pool: dict[str, Any] = {"preprocessor": {"scale": {"max_replicas": REPLICAS}}}
+    model = calls([[b"an image"] * 40], "clip", grows=False, **pool)
+    assert (model.most, max(model.sizes)) == (4, 8)
 
 
 def test_where_replicas_are_fixed_texts_travel_together() -> None:

@@ -33,6 +33,7 @@ class Server:
         self, unready: str | None = None, refusing: str | None = None, hanging: str | None = None
     ) -> None:
         self.contents: list[str | bytes] = []
+        self.most_at_once = self._out = 0
         self._asked: Counter[tuple[str, str | None, str]] = Counter()
         self._unready, self._refusing, self._hanging = unready, refusing, hanging
 
@@ -63,6 +64,10 @@ class Server:
             model, (content,) = asked["model"], asked["input"]
             if content.startswith("data:image/gif;base64,"):
                 content = b64decode(content.partition(",")[2])
+        self._out += 1
+        self.most_at_once = max(self.most_at_once, self._out)
+        await asyncio.sleep(0.001)
+        self._out -= 1
         self._asked[request.url.path, model, "image" if isinstance(content, bytes) else "text"] += 1
         self.contents.append(content)
         if model and model == self._hanging:
@@ -73,6 +78,7 @@ class Server:
 def test_every_model_that_makes_something_is_asked_for_what_it_takes() -> None:
     server = Server()
     assert server.rehearsed() == CLIP | OTHERS
+    assert server.most_at_once == 1
     # Else the embedding cache would answer; `news` may be sent the same texts.
     assert len(set(server.contents)) == 3 * REPEATS
 
