@@ -122,9 +122,8 @@ class Backlog:
         self._counted = self._out > self._share or (self._counted and together)
         if self._counted:
             fade = math.exp(-took_s / MEMORY_S)
-            weight = (
-                MEMORY_S * -math.expm1(-took_s / MEMORY_S) / took_s if took_s else 1.0
-            )  # as if bit by bit
+            # As if they had come bit by bit in that time.
+            weight = -math.expm1(-took_s / MEMORY_S) * MEMORY_S / took_s if took_s else 1.0
             self._answered = self._answered * fade + answered * weight
             self._loaded_s = self._loaded_s * fade + took_s * weight
         self._has_answered = True

@@ -402,9 +402,9 @@ def _part_of(answer: Classified, first: int, last: int) -> Classified:
 
 
 def _calls_at_once(scale: ScaleSettings, split: int) -> int:
-    most = scale.max_replicas if scale.autoscales and scale.max_replicas else scale.replicas
-    usual = AT_ONCE * split * most
-    return max(usual, math.ceil(scale.target_ongoing_requests * most)) if scale.autoscales else usual
+    most = scale.max_replicas or scale.replicas
+    counted = scale.target_ongoing_requests * most if scale.autoscales else 0
+    return max(AT_ONCE * split * most, math.ceil(counted))
 
 
 def _longest(times: Iterable[StageTimes]) -> StageTimes:
