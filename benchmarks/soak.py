@@ -57,10 +57,29 @@ class Soak:
     problems: tuple[str, ...]
 
 
-def soak(target: Target, seconds: float, warm_up_s: float, clients: int, bound_mib: float) -> Soak:
-    """Load `target`, whose collection is filled, for `warm_up_s` and then `seconds`. Raises LoadError."""
+def soak(
+    target: Target,
+    seconds: float,
+    warm_up_s: float,
+    bound_mib: float,
+    clients: int = 1,
+    rate: float | None = None,
+) -> Soak:
+    """Load `target`, whose collection is filled, for `warm_up_s` and then `seconds`.
+
+    A closed loop of `clients`, or with `rate` an open one of so many requests a second. Raises LoadError.
+    """
     build_photos(PHOTOS)
-    plan = Plan(target.url, SCENARIO, str(PHOTOS), seconds, clients, warm_up_s=warm_up_s, seed=time.time_ns())
+    plan = Plan(
+        target.url,
+        SCENARIO,
+        str(PHOTOS),
+        seconds,
+        clients,
+        rate,
+        warm_up_s=warm_up_s,
+        seed=time.time_ns(),
+    )
     samples: list[Sample] = []
     interval_s = max(1.0, seconds / SAMPLES)
     began = time.monotonic()
@@ -141,7 +160,7 @@ def main() -> int:
     # An embedding cache that is full before the watching begins.
     with sightline([f"embedding_cache.max_bytes={CACHE_BYTES}", *options.set]) as target:
         fill_collection(target.url)
-        result = soak(target, options.seconds, warm_up_s, options.clients, options.bound_mib)
+        result = soak(target, options.seconds, warm_up_s, options.bound_mib, options.clients)
     print(report(result))
     line = json.dumps({"benchmark": "soak", "when": time.time(), **asdict(result)})
     with (CACHE / "bench" / "soak.jsonl").open("a") as file:
