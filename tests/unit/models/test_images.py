@@ -31,6 +31,13 @@ def mean_error(a: Pixels, b: Pixels) -> float:
     return float(np.abs(a.astype(int) - b.astype(int)).mean())
 
 
+def assert_equals_reference(pixels: Pixels, expected: Pixels, wide: bool) -> None:
+    """Every value, but for wide images, of which only the centre is resized: those all but equal it."""
+    difference = np.abs(pixels.astype(int) - expected.astype(int))
+    assert difference.max() <= (2 if wide else 0)
+    assert difference.mean() <= 0.002
+
+
 def flat(pixels: Pixels) -> list[int]:
     """The one colour of an image of one colour."""
     colours = np.unique(pixels.reshape(-1, 3), axis=0)
@@ -41,10 +48,11 @@ def flat(pixels: Pixels) -> list[int]:
 @pytest.mark.parametrize("name", PHOTOS)
 def test_equals_the_transformers_processor(name: str) -> None:
     image = photos()[name]
-    np.testing.assert_array_equal(decode(encoded(image), SIZE, LIMIT), reference(image))
+    wide = image.shape[1] > image.shape[0]
+    assert_equals_reference(decode(encoded(image), SIZE, LIMIT), reference(image), wide)
     jpeg = encoded(image, "JPEG", quality=90)
     if min(image.shape[:2]) < 4 * SIZE:  # too small for DCT scaling
-        np.testing.assert_array_equal(decode(jpeg, SIZE, LIMIT), reference(Image.open(BytesIO(jpeg))))
+        assert_equals_reference(decode(jpeg, SIZE, LIMIT), reference(Image.open(BytesIO(jpeg))), wide)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -57,10 +65,12 @@ def test_scaled_jpeg_decoding_stays_close(name: str, scale: float) -> None:
     assert mean_error(decode(jpeg, SIZE, LIMIT), reference(Image.open(BytesIO(jpeg)))) < 0.5
 
 
-@pytest.mark.parametrize("shape", [(300, 223), (224, 224), (225, 224), (31, 97), (500, 63), (7, 5)])
+@pytest.mark.parametrize(
+    "shape", [(300, 223), (224, 224), (225, 224), (31, 97), (427, 640), (223, 300), (500, 63), (7, 5)]
+)
 def test_sizes_round_as_the_processor_does(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(decode(encoded(image), SIZE, LIMIT), reference(image))
+    assert_equals_reference(decode(encoded(image), SIZE, LIMIT), reference(image), shape[1] > shape[0])
 
 
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (1, 1), (2, 3), (65_000, 3)])
@@ -179,7 +189,8 @@ def turned(image: Image.Image, orientation: int, format: str, **options: int) ->
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation: int, format: str) -> None:
     image = Image.fromarray(photos()["china"])
-    np.testing.assert_array_equal(decode(turned(image, orientation, format), SIZE, LIMIT), reference(image))
+    pixels = decode(turned(image, orientation, format), SIZE, LIMIT)
+    assert_equals_reference(pixels, reference(image), wide=True)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
