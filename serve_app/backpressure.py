@@ -7,8 +7,8 @@ waits too.
 """
 
 import asyncio
-import inspect
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 from ray.serve._private import direct_ingress_http_util, http_util, proxy
@@ -17,6 +17,7 @@ MAX_WAITING_BYTES: Final = 4 * 1024 * 1024  # of one body, in each of the two pl
 POLL_S: Final = 0.005  # a replica that waits has a batch in its hands, which takes longer
 
 Message = MutableMapping[str, Any]
+Receive = Callable[..., Awaitable[Any]]
 
 
 class BoundedQueue(http_util.MessageQueue):
@@ -51,37 +52,42 @@ def bound_proxy() -> list[Any]:
 
 def bound_replica() -> None:
     """Run in a replica that takes requests, before the first."""
-    _bound(http_util.ASGIReceiveProxy, "receive_asgi_messages")
-    _bound(direct_ingress_http_util.ASGIDIReceiveProxy, "receive")  # without the proxy in front
+    _WhenThereIsRoom.guard(http_util.ASGIReceiveProxy, "_receive_asgi_messages")
+    _WhenThereIsRoom.guard(
+        direct_ingress_http_util.ASGIDIReceiveProxy, "_receive"
+    )  # without the proxy in front
 
 
-def _bound(kind: Any, name: str) -> None:
-    """Have `kind`, which queues what the callback `name` gives, call it only when there is room."""
-    init = kind.__init__
-    if getattr(init, "bounded", False):
-        return
-    signature = inspect.signature(init)
+class _WhenThereIsRoom:
+    """The attribute that holds the callback whose messages Serve queues; who asks for it gets one that waits.
 
-    def bounded(self: Any, *arguments: Any, **named: Any) -> None:
-        bound = signature.bind(self, *arguments, **named)
-        receive = bound.arguments[name]
+    Made when it is asked for, not kept: a callback that holds its queue, kept by that queue, is a cycle, and
+    with it all there was of a request stays until a garbage collection, of which that makes many.
+    """
 
-        async def when_there_is_room(*asked: Any) -> Any:
-            while sum(map(_size, _waiting(self))) > MAX_WAITING_BYTES:  # noqa: ASYNC110 — no event of Serve's
-                await asyncio.sleep(POLL_S)
-            return await receive(*asked)
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-        bound.arguments[name] = when_there_is_room
-        init(*bound.args, **bound.kwargs)
+    @classmethod
+    def guard(cls, kind: Any, name: str) -> None:
+        setattr(kind, name, cls(name))
 
-    bounded.bounded = True  # type: ignore[attr-defined]
-    kind.__init__ = bounded
+    def __set__(self, receiver: Any, receive: Receive) -> None:
+        vars(receiver)[self._name] = receive
+
+    def __get__(self, receiver: Any, kind: type) -> Receive:
+        return partial(_when_there_is_room, receiver, vars(receiver)[self._name])
 
 
-def _waiting(receive: Any) -> Iterable[Any]:
-    waiting: Iterable[Any] = (
-        receive.queue._queue
-    )  # the deque of an asyncio.Queue, which has no bytes of its own
+async def _when_there_is_room(receiver: Any, receive: Receive, *asked: Any) -> Any:
+    while sum(map(_size, _waiting(receiver))) > MAX_WAITING_BYTES:  # noqa: ASYNC110 — no event of Serve's
+        await asyncio.sleep(POLL_S)
+    return await receive(*asked)
+
+
+def _waiting(receiver: Any) -> Iterable[Any]:
+    # The deque of an asyncio.Queue, which has no bytes of its own.
+    waiting: Iterable[Any] = receiver.queue._queue
     return waiting
 
 
