@@ -199,6 +199,7 @@ class Line:
             raise
         finally:
             del self._waiting[number]
+            del answer  # its error leads to this frame: a cycle that would keep the arguments
 
     def close(self) -> None:
         self._frames.close()

@@ -1,6 +1,6 @@
 """One table from every error a request can meet to its status, and the body that tells the caller."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -59,6 +59,8 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     RayActorError: (503, "not_ready"),
 }
 
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
 KNOWN: tuple[type[Exception], ...] = (ApiError, *TABLE)
 
 TYPES: Mapping[int, str] = {
@@ -108,6 +110,14 @@ def error_response(
 def install(app: FastAPI, retry_after_s: int) -> None:
     """Have `app` answer every error of the table, FastAPI's own and the gateway's."""
 
+    def answered_by(handler: Handler) -> Handler:
+        async def answer(request: Request, error: Exception) -> Response:
+            response = await handler(request, error)
+            let_go(error)
+            return response
+
+        return answer
+
     async def known(request: Request, error: Exception) -> Response:
         # A route whose list is not called `input` says so.
         list_name = getattr(request.state, "list_name", "input")
@@ -130,11 +140,25 @@ def install(app: FastAPI, retry_after_s: int) -> None:
         name = str(first["loc"][-1])
         return error_response(422, "invalid_request", f"{name}: {first['msg']}", name)
 
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, answered_by(invalid))
     for kind in TABLE:
-        app.add_exception_handler(kind, known)
-    app.add_exception_handler(ApiError, api)
-    app.add_exception_handler(HTTPException, http)
+        app.add_exception_handler(kind, answered_by(known))
+    app.add_exception_handler(ApiError, answered_by(api))
+    app.add_exception_handler(HTTPException, answered_by(http))
+
+
+def let_go(error: BaseException) -> None:
+    """Free what an answered error, and those behind it, keep alive: their frames and all that these hold.
+
+    Where a frame leads back to its error, as that of whoever awaited a future does, all of it, with the
+    request's body, would stay until a garbage collection.
+    """
+    behind = [error]
+    while behind:
+        one = behind.pop()
+        behind += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        behind += [other for other in (one.__cause__, one.__context__) if other is not None]
+        one.__traceback__ = one.__cause__ = one.__context__ = None
 
 
 _IN_WORDS = {503: "The part of Sightline this needs is not answering; try again shortly."}

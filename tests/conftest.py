@@ -1,5 +1,6 @@
 """The server most tests over HTTP share: the local default with the starter models."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -13,3 +14,12 @@ def server() -> Iterator[Server]:
     limits = {"max_wait_s": 60}  # a machine that is busy with other tests is no overload
     with running({"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}) as started:
         yield started
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Without garbage collections, which would break a cycle that keeps what it should not."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

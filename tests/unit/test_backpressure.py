@@ -2,8 +2,10 @@
 
 import asyncio
 import pickle
+import weakref
 from typing import Any
 
+import pytest
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy
 
@@ -84,5 +86,28 @@ def test_a_replica_that_listens_itself_does_so_too() -> None:
         kinds = [(await receive())["type"] for _ in range(21)]
         assert kinds == ["http.request"] * 20 + ["http.disconnect"]
         await fetching
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_body_that_was_taken_is_kept_by_nothing() -> None:
+    bound_replica()
+
+    async def from_socket() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def from_proxy(_: Any) -> bytes:
+        return pickle.dumps([await from_socket()])
+
+    async def run() -> None:
+        receive: Any = ASGIDIReceiveProxy({"type": "http"}, from_socket, asyncio.get_running_loop())
+        await receive.fetch_until_disconnect_task()
+        metadata: Any = None
+        behind_the_proxy: Any = ASGIReceiveProxy({"type": "http"}, metadata, from_proxy)
+        await behind_the_proxy.fetch_until_disconnect()
+        kept = [weakref.ref(receive), weakref.ref(behind_the_proxy)]
+        del receive, behind_the_proxy
+        assert [one() for one in kept] == [None, None]
 
     asyncio.run(run())

@@ -767,6 +767,7 @@ class Pixels:
 
 
 @pytest.mark.parametrize("end", ["answered", "failed", "miscounted", "cancelled"])
+@pytest.mark.usefixtures("no_collections")
 def test_a_queue_keeps_nothing_of_a_submit_that_ended(end: str, caplog: pytest.LogCaptureFixture) -> None:
     def run(batch: Sequence[Pixels]) -> Sequence[int | Exception]:
         if end == "failed":
@@ -793,12 +794,8 @@ def test_a_queue_keeps_nothing_of_a_submit_that_ended(end: str, caplog: pytest.L
         assert not queue._waiting._rows
         assert not queue._requests
 
-    gc.disable()  # which would break a cycle that keeps them
-    try:
-        with caplog.at_level(logging.CRITICAL):  # a record kept by pytest has the batch in its traceback
-            asyncio.run(main())
-    finally:
-        gc.enable()
+    with caplog.at_level(logging.CRITICAL):  # a record kept by pytest has the batch in its traceback
+        asyncio.run(main())
 
 
 def test_a_queue_serves_one_event_loop_only() -> None:

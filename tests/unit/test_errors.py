@@ -1,14 +1,19 @@
 """Errors: each crosses a process boundary whole, and each has a status."""
 
 import pickle
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
+from fastapi import FastAPI
 from ray.exceptions import RayTaskError
+from starlette.testclient import TestClient
 
 from deployments import errors as model_errors
 from index import errors as index_errors
-from serve_app.errors import TABLE
+from serve_app.errors import TABLE, install
+from serve_app.remote import together
 
 
 def _subclasses(base: type[Any]) -> list[type[Any]]:
@@ -41,3 +46,26 @@ def test_cause_of_takes_the_wrapper_of_a_remote_call_off() -> None:
     assert isinstance(wrapped, model_errors.BadInput)
     assert model_errors.cause_of(wrapped) is raised
     assert model_errors.cause_of(raised) is raised
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_an_answered_error_keeps_nothing_of_its_request() -> None:
+    app = FastAPI()
+    install(app, retry_after_s=1)
+    kept = []
+
+    async def refuse(content: object) -> None:
+        try:
+            raise model_errors.BadInput("no image")
+        except model_errors.BadInput as error:
+            raise error.at(0) from None
+
+    @app.get("/")
+    async def route() -> None:
+        content = np.zeros(3)
+        kept.append(weakref.ref(content))
+        await together(refuse(content), refuse(content))
+
+    answer = TestClient(app).get("/")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[0]")
+    assert kept[0]() is None

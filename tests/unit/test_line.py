@@ -3,7 +3,9 @@
 import asyncio
 import os
 import stat
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,6 +84,20 @@ def test_errors_come_as_they_were_raised() -> None:
         with pytest.raises(KeyError):
             await line.call("no such method")
         assert await line.call("echo", 1) == 1
+
+    on_a_line(use)
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_call_that_failed_keeps_none_of_its_arguments() -> None:
+    async def use(_: Exchange, line: Line) -> None:
+        argument = np.zeros(3)
+        kept = weakref.ref(argument)
+        with suppress(TypeError):
+            await line.call("echo", argument, 0, "one too many")
+        del argument
+        await asyncio.sleep(0)  # what woke this task holds the answer
+        assert kept() is None
 
     on_a_line(use)
 
