@@ -17,7 +17,7 @@ from configs.settings import LimitSettings
 from deployments.errors import Overloaded
 from deployments.metrics import RequestMetrics
 from deployments.timing import StageTimes
-from serve_app.errors import error_response
+from serve_app.errors import error_response, let_go
 from serve_app.limits import Admission
 
 logger = logging.getLogger("ray.serve")
@@ -138,20 +138,22 @@ class RequestContext:
             headers = {"retry-after": str(self._retry_after_s)}
             response = error_response(429, "overloaded", error.message, headers=headers)
             await response(scope, receive, send_with_timing)
-        except ClientDisconnect:
-            pass  # in the middle of its body; there is nobody to answer
-        except TimeoutError:
+        except ClientDisconnect as error:
+            let_go(error)  # in the middle of its body; there is nobody to answer
+        except TimeoutError as error:
             if status != 499:
                 raise  # the answer had begun; all that is left is to cut it short
             limit_s = (limit.when() or 0) - entered
             message = f"The request took longer than {limit_s:.3g} s; send less in one request."
             await error_response(408, "timeout", message)(scope, receive, send_with_timing)
-        except Exception:
+            let_go(error)
+        except Exception as error:
             logger.exception("request %s to %s failed", request_id_of(scope), scope["path"])
             if status != 499:
                 raise
             message = "Sightline failed at this request; the log has the details under its request id."
             await error_response(500, "internal", message)(scope, receive, send_with_timing)
+            let_go(error)
         finally:
             total_ms = (time.perf_counter() - start) * 1e3
             route = getattr(scope.get("route"), "path", "unmatched")

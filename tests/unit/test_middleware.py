@@ -1,11 +1,18 @@
-"""The time limit of a request, where its route asks for more."""
+"""What wraps every request: the time limit of one whose route asks for more, and what a failed one leaves."""
 
 import asyncio
+import logging
+import weakref
 
+import numpy as np
 import pytest
 from starlette.requests import Request
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
-from serve_app.middleware import extend_time_limit
+from configs.settings import LimitSettings
+from serve_app.limits import Admissions
+from serve_app.middleware import RequestContext, extend_time_limit
 
 
 def test_a_route_can_have_more_time_than_others() -> None:
@@ -18,3 +25,28 @@ def test_a_route_can_have_more_time_than_others() -> None:
     asyncio.run(main(60))
     with pytest.raises(TimeoutError):
         asyncio.run(main(0.02))
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize(("path", "status"), [("/slow", 408), ("/broken", 500)])
+def test_a_request_that_failed_leaves_nothing_behind(
+    path: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        content = np.zeros(3)
+        kept.append(weakref.ref(content))
+        try:
+            if scope["path"] == "/slow":
+                await asyncio.Event().wait()
+            raise ValueError("broken")
+        except BaseException as error:
+            known = error  # from its traceback to this frame and back
+            raise known from None
+
+    limits = LimitSettings(request_timeout_s=0.05)
+    wrapped = RequestContext(app, limits, Admissions(limits).requests)
+    with caplog.at_level(logging.CRITICAL, "ray.serve"):  # a record kept by pytest has the traceback
+        assert TestClient(wrapped).get(path).status_code == status
+    assert kept[0]() is None
