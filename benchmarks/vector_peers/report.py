@@ -123,4 +123,4 @@ def _key(record: Record) -> tuple[str, str, str | None, int | None]:
 
 
 def _shown(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
+    return "-" if value is None else f"{value:,.{digits}f}"
