@@ -52,10 +52,10 @@ def bound_proxy() -> list[Any]:
 
 def bound_replica() -> None:
     """Run in a replica that takes requests, before the first."""
-    _WhenThereIsRoom.guard(http_util.ASGIReceiveProxy, "_receive_asgi_messages")
-    _WhenThereIsRoom.guard(
-        direct_ingress_http_util.ASGIDIReceiveProxy, "_receive"
-    )  # without the proxy in front
+    behind_the_proxy: Any = http_util.ASGIReceiveProxy
+    behind_the_proxy._receive_asgi_messages = _WhenThereIsRoom("_receive_asgi_messages")
+    listening: Any = direct_ingress_http_util.ASGIDIReceiveProxy
+    listening._receive = _WhenThereIsRoom("_receive")
 
 
 class _WhenThereIsRoom:
@@ -68,14 +68,12 @@ class _WhenThereIsRoom:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    @classmethod
-    def guard(cls, kind: Any, name: str) -> None:
-        setattr(kind, name, cls(name))
-
     def __set__(self, receiver: Any, receive: Receive) -> None:
         vars(receiver)[self._name] = receive
 
-    def __get__(self, receiver: Any, kind: type) -> Receive:
+    def __get__(self, receiver: Any, kind: type) -> Any:
+        if receiver is None:
+            return self
         return partial(_when_there_is_room, receiver, vars(receiver)[self._name])
 
 

@@ -138,6 +138,9 @@ class RequestContext:
             headers = {"retry-after": str(self._retry_after_s)}
             response = error_response(429, "overloaded", error.message, headers=headers)
             await response(scope, receive, send_with_timing)
+        except asyncio.CancelledError as error:
+            let_go(error)  # the caller went away while it was being worked on
+            raise
         except ClientDisconnect as error:
             let_go(error)  # in the middle of its body; there is nobody to answer
         except TimeoutError as error:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from configs.settings import LimitSettings
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext, extend_time_limit
+from serve_app.remote import together
 
 
 def test_a_route_can_have_more_time_than_others() -> None:
@@ -50,3 +51,31 @@ def test_a_request_that_failed_leaves_nothing_behind(
     with caplog.at_level(logging.CRITICAL, "ray.serve"):  # a record kept by pytest has the traceback
         assert TestClient(wrapped).get(path).status_code == status
     assert kept[0]() is None
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_request_whose_caller_went_away_leaves_nothing_behind() -> None:
+    kept = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        content = np.zeros(3)
+        kept.append(weakref.ref(content))
+        await together(asyncio.sleep(60), asyncio.sleep(60))
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(_: Message) -> None:
+        pass
+
+    async def main() -> None:
+        wrapped = RequestContext(app, LimitSettings(), Admissions(LimitSettings()).requests)
+        scope = {"type": "http", "path": "/", "method": "GET"}
+        request = asyncio.create_task(wrapped(scope, receive, send))
+        await asyncio.sleep(0.01)
+        request.cancel()
+        await asyncio.wait([request])
+        assert request.cancelled()
+        assert kept[0]() is None
+
+    asyncio.run(main())

@@ -187,10 +187,12 @@ def turned(image: Image.Image, orientation: int, format: str, **options: int) ->
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation: int, format: str) -> None:
+@pytest.mark.parametrize("wide", [True, False])
+def test_exif_orientation(orientation: int, format: str, wide: bool) -> None:
     image = Image.fromarray(photos()["china"])
-    pixels = decode(turned(image, orientation, format), SIZE, LIMIT)
-    assert_equals_reference(pixels, reference(image), wide=True)
+    upright = image if wide else image.transpose(Image.Transpose.ROTATE_90)
+    pixels = decode(turned(upright, orientation, format), SIZE, LIMIT)
+    assert_equals_reference(pixels, reference(upright), wide)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
