@@ -1,4 +1,4 @@
-"""The server most tests over HTTP share: the local default with the starter models."""
+"""What tests share: the server of most that go over HTTP, with the starter models; and no collections."""
 
 import gc
 from collections.abc import Iterator

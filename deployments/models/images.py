@@ -202,9 +202,9 @@ def _square(image: Image.Image, box: Box, original: tuple[int, int], size: int) 
 
     `box` is where the picture lies in `image`; `original` is its full width and height, from which
     every length is rounded as transformers does it, whatever scale it was decoded at. Where only the centre
-    is resized, which takes a third less time for a photo of 3:2, one value in a thousand to ten thousand
-    differs from that of the whole image resized, by a level of 255, seldom two: Pillow keeps the box in
-    float32.
+    is resized, which takes a third less time for a photo of 3:2, one value of a photo in a thousand to
+    ten thousand, and of a small image that is enlarged at most one in a hundred, differs from that of the
+    whole image resized, by a level of 255, seldom two: Pillow keeps the box in float32.
     """
     width, height = original
     short = min(width, height)
