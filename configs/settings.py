@@ -141,7 +141,9 @@ class ModelSettings(Frozen):
     revision: str | None = Field(default=None, description="hub revision; the default branch when left out")
     engine: Literal["auto", "openvino", "torch"] = "auto"
     precision: Precision = Field(
-        default="auto", description="int8 is for CPUs; quantised once, which takes a minute or more"
+        default="auto",
+        description="int8 is for CPUs; quantised once, which takes a minute or more. A CPU that does not "
+        "compute bf16 runs fp32 in its place",
     )
     int8: Int8Settings = Int8Settings()
     threads: Positive | None = Field(

@@ -1,6 +1,7 @@
 """The CPU engine: a converted network, with dynamic batch and length."""
 
 import ctypes
+import logging
 import sys
 import threading
 from pathlib import Path
@@ -19,14 +20,23 @@ import openvino as ov  # noqa: E402
 
 __all__ = ["OpenVinoEngine", "hint", "native_precision", "ov"]
 
+_log = logging.getLogger("sightline")
+
 _MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
 
 
 def native_precision(asked: PrecisionChoice) -> str:
-    """What runs: bf16 for `auto` where this CPU computes it natively, and else fp32."""
-    if asked != "auto":
+    """What runs: fp32 in place of `auto` and bf16 where this CPU does not compute bf16 natively.
+
+    OpenVINO takes the hint there, and computes in fp32 without a word.
+    """
+    if asked in ("fp32", "int8"):
         return asked
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "bf16"
+    if asked == "bf16":
+        _log.warning("precision bf16: this CPU has no instructions for it, fp32 runs in its place")
+    return "fp32"
 
 
 def hint(precision: str) -> str:

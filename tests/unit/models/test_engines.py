@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deployments.engines.choose import compile_networks
+from deployments.engines.openvino import native_precision
 from deployments.engines.protocol import Engine
 from tests.unit.models.weighted import Weighted, networks
 
@@ -33,7 +34,7 @@ def test_any_batch_and_length(
     engine: Literal["openvino", "torch"], precision: Literal["fp32", "bf16"], tolerance: float, tmp_path: Path
 ) -> None:
     compiled = compiled_sums(tmp_path, engine, precision)
-    assert compiled.precision == precision
+    assert compiled.precision == (native_precision(precision) if engine == "openvino" else precision)
     compiled(*inputs(1, 4))
     for shape in [(1, 1), (2, 5), (7, 3), (32, 40), (1, 1)]:
         arrays = inputs(*shape)
@@ -56,6 +57,18 @@ def test_calls_from_many_threads_keep_their_own_results(
             np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
     for array, copy in zip(wanted, kept, strict=True):  # no later call wrote into an earlier result
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_openvino_names_the_precision_that_runs(
+    precision: Literal["auto", "fp32", "bf16"], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asked for bf16 on a CPU without it, OpenVINO itself keeps silent and computes in fp32."""
+    compiled: Any = compiled_sums(tmp_path, "openvino", precision)
+    runs = compiled._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert {"f32": "fp32", "bf16": "bf16"}[runs] == compiled.precision
+    replaced = precision == "bf16" and compiled.precision == "fp32"
+    assert ("fp32 runs in its place" in caplog.text) is replaced
 
 
 def test_auto_is_what_this_machine_runs_natively(tmp_path: Path) -> None:
