@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from deployments.engines.quantization import Calibration
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger("sightline")
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -23,6 +26,7 @@ class Compiled:
     engines: Mapping[str, Engine]
     facts: Mapping[str, Any]
     agreement: Agreement | None = None  # of int8 networks
+    notes: tuple[str, ...] = ()  # what an operator should know
 
 
 def compile_networks(
@@ -51,9 +55,11 @@ def compile_networks(
     if engine == "torch":
         return _on_torch(networks.build(), precision, threads)
     from deployments.engines.conversion import AGREEMENT, FACTS, STORED, converted
-    from deployments.engines.openvino import OpenVinoEngine, native_precision
+    from deployments.engines.openvino import OpenVinoEngine, native_precision, notes
 
-    runs = native_precision(precision)
+    runs, remarks = native_precision(precision), notes(precision)
+    for remark in remarks:
+        _log.warning(remark)
     with converted(networks, STORED[runs], cache_dir, calibration) as directory:
         agreement = None
         if runs == "int8":
@@ -67,6 +73,7 @@ def compile_networks(
             },
             json.loads((directory / FACTS).read_text(encoding="utf-8")),
             agreement,
+            remarks,
         )
 
 

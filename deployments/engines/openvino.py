@@ -1,7 +1,6 @@
 """The CPU engine: a converted network, with dynamic batch and length."""
 
 import ctypes
-import logging
 import sys
 import threading
 from pathlib import Path
@@ -18,10 +17,9 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
 
-__all__ = ["OpenVinoEngine", "hint", "native_precision", "ov"]
+__all__ = ["OpenVinoEngine", "hint", "native_precision", "notes", "ov"]
 
-_log = logging.getLogger("sightline")
-
+_INT8_DOT_PRODUCTS: Final = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 _MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
 
 
@@ -32,11 +30,27 @@ def native_precision(asked: PrecisionChoice) -> str:
     """
     if asked in ("fp32", "int8"):
         return asked
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return "bf16"
-    if asked == "bf16":
-        _log.warning("precision bf16: this CPU has no instructions for it, fp32 runs in its place")
-    return "fp32"
+    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+
+
+def notes(asked: PrecisionChoice) -> tuple[str, ...]:
+    """What an operator should know of this precision on this CPU."""
+    if asked == "bf16" and native_precision(asked) != asked:
+        return ("precision bf16: this CPU has no instructions for it, fp32 runs in its place",)
+    if asked == "int8" and not _INT8_DOT_PRODUCTS & _cpu_features():
+        # Zen 3, ViT-B/32: 18.6 images a second, and 18.9 in fp32 (benchmarks/roof.py).
+        return (
+            "precision int8: this CPU has no instructions for its dot products, it is no faster than fp32",
+        )
+    return ()
+
+
+def _cpu_features() -> set[str]:
+    """As the kernel names them."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux: nothing is known
+        return {*_INT8_DOT_PRODUCTS}
 
 
 def hint(precision: str) -> str:

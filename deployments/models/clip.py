@@ -60,6 +60,6 @@ def load(
         logit_scale=facts["logit_scale"],
         label_template="a photo of a {label}",  # the paper's, section 3.1.4
         max_tokens=tokenizer.max_tokens,
-        notes=(*notes, *facts["notes"]),
+        notes=(*notes, *facts["notes"], *compiled.notes),
     )
     return Encoder(info, image, text)

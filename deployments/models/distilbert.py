@@ -48,6 +48,6 @@ def load(
         agreement=compiled.agreement,
         labels=tuple(facts["labels"]),
         max_tokens=tokenizer.max_tokens,
-        notes=notes,
+        notes=(*notes, *compiled.notes),
     )
     return Classifier(info, text)

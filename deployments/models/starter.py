@@ -83,7 +83,7 @@ def load(
         logit_scale=LOGIT_SCALE,
         label_template="{label}",  # bare words: "a photo of a" cost 5 points on CIFAR-10
         max_tokens=MAX_TOKENS,
-        notes=notes,
+        notes=(*notes, *compiled.notes),
     )
     return Encoder(info, image, text)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from deployments.engines import openvino
 from deployments.engines.choose import compile_networks
 from deployments.engines.openvino import native_precision
 from deployments.engines.protocol import Engine
@@ -61,14 +62,32 @@ def test_calls_from_many_threads_keep_their_own_results(
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_openvino_names_the_precision_that_runs(
-    precision: Literal["auto", "fp32", "bf16"], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    precision: Literal["auto", "fp32", "bf16"], tmp_path: Path
 ) -> None:
     """Asked for bf16 on a CPU without it, OpenVINO itself keeps silent and computes in fp32."""
-    compiled: Any = compiled_sums(tmp_path, "openvino", precision)
-    runs = compiled._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    assert {"f32": "fp32", "bf16": "bf16"}[runs] == compiled.precision
-    replaced = precision == "bf16" and compiled.precision == "fp32"
-    assert ("fp32 runs in its place" in caplog.text) is replaced
+    compiled = compile_networks(
+        networks(tmp_path), engine="openvino", precision=precision, threads=1, cache_dir=tmp_path
+    )
+    engine: Any = compiled.engines["sums"]
+    runs = engine._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert {"f32": "fp32", "bf16": "bf16"}[runs] == engine.precision
+    replaced = precision == "bf16" and engine.precision == "fp32"
+    assert any("fp32 runs in its place" in note for note in compiled.notes) is replaced
+
+
+@pytest.mark.parametrize(
+    ("features", "noted"), [({"fma", "avx2"}, True), ({"avx2", "avx_vnni"}, False), ({"asimddp"}, False)]
+)
+def test_int8_is_noted_where_it_is_no_faster(
+    features: set[str], noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "_cpu_features", lambda: features)
+    assert any("no faster than fp32" in note for note in openvino.notes("int8")) is noted
+    assert openvino.notes("fp32") == openvino.notes("auto") == ()
+
+
+def test_the_features_of_this_cpu_are_known() -> None:
+    assert {"avx2", "asimd"} & openvino._cpu_features()
 
 
 def test_auto_is_what_this_machine_runs_natively(tmp_path: Path) -> None:
