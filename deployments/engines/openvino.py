@@ -39,9 +39,7 @@ def notes(asked: PrecisionChoice) -> tuple[str, ...]:
         return ("precision bf16: this CPU has no instructions for it, fp32 runs in its place",)
     if asked == "int8" and not _INT8_DOT_PRODUCTS & _cpu_features():
         # Zen 3, ViT-B/32: 18.6 images a second, and 18.9 in fp32 (benchmarks/roof.py).
-        return (
-            "precision int8: this CPU has no instructions for its dot products, it is no faster than fp32",
-        )
+        return ("precision int8: this CPU has no 8-bit dot products (VNNI), it is no faster than fp32",)
     return ()
 
 
