@@ -7,7 +7,7 @@ INFINITY := .cache/peers/infinity
 PEERS := .cache/peers/venv
 PORT   ?= 8000
 
-# Byte code is written when a module is first imported, for what is never imported is most of what is installed.
+# Byte code is written for what is imported: most of what is installed never is. Without it, every process compiles.
 PIP = -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) pip==26.3 # resolves and unpacks in half the time of the one that Python 3.11 brings
 	$(BIN)/python $(PIP) -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
+	$(BIN)/python -W ignore -c 'import serve_app.app, openvino, deployments.engines.conversion, deployments.models.networks.clip'
 	@touch $@
 
 $(STARTER): deployments/models/packages.py | $(VENV)/.installed

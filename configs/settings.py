@@ -142,8 +142,8 @@ class ModelSettings(Frozen):
     engine: Literal["auto", "openvino", "torch"] = "auto"
     precision: Precision = Field(
         default="auto",
-        description="int8 is for CPUs; quantised once, which takes a minute or more. A CPU that does not "
-        "compute bf16 runs fp32 in its place",
+        description="int8 is for CPUs; quantised once, which takes a minute or more. On a CPU that does not "
+        "compute bf16, openvino runs fp32 in its place",
     )
     int8: Int8Settings = Int8Settings()
     threads: Positive | None = Field(

@@ -42,8 +42,8 @@ def compile_networks(
 
     `auto` takes torch where a CUDA device is visible and OpenVINO elsewhere, and for int8 everywhere;
     precision `auto` takes bf16 where the hardware computes it natively, fp16 on GPUs without it, and else
-    fp32. `cache_dir` keeps what OpenVINO runs, so that only a first start needs torch for it. int8
-    takes `calibration`.
+    fp32, which OpenVINO runs for bf16 too on a CPU without it. `cache_dir` keeps what OpenVINO runs, so that
+    only a first start needs torch for it. int8 takes `calibration`.
 
     Raises:
         SettingsError: the networks' directory is no whole model; int8 needs a package that is missing, cannot
@@ -59,7 +59,7 @@ def compile_networks(
 
     runs, remarks = native_precision(precision), notes(precision)
     for remark in remarks:
-        _log.warning(remark)
+        _log.warning("%s: %s", networks.directory, remark)
     with converted(networks, STORED[runs], cache_dir, calibration) as directory:
         agreement = None
         if runs == "int8":

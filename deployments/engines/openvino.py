@@ -26,11 +26,11 @@ _MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
 def native_precision(asked: PrecisionChoice) -> str:
     """What runs: fp32 in place of `auto` and bf16 where this CPU does not compute bf16 natively.
 
-    OpenVINO takes the hint there, and computes in fp32 without a word.
+    OpenVINO takes the hint there, and without a word computes in fp32, or emulates bf16.
     """
     if asked in ("fp32", "int8"):
         return asked
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    return "bf16" if _computes_bf16() else "fp32"
 
 
 def notes(asked: PrecisionChoice) -> tuple[str, ...]:
@@ -39,8 +39,12 @@ def notes(asked: PrecisionChoice) -> tuple[str, ...]:
         return ("precision bf16: this CPU has no instructions for it, fp32 runs in its place",)
     if asked == "int8" and not _INT8_DOT_PRODUCTS & _cpu_features():
         # Zen 3, ViT-B/32: 18.6 images a second, and 18.9 in fp32 (benchmarks/roof.py).
-        return ("precision int8: this CPU has no 8-bit dot products (VNNI), it is no faster than fp32",)
+        return ("precision int8: this CPU has no 8-bit dot products (VNNI), expect it no faster than fp32",)
     return ()
+
+
+def _computes_bf16() -> bool:
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _cpu_features() -> set[str]:

@@ -64,15 +64,27 @@ def test_calls_from_many_threads_keep_their_own_results(
 def test_openvino_names_the_precision_that_runs(
     precision: Literal["auto", "fp32", "bf16"], tmp_path: Path
 ) -> None:
-    """Asked for bf16 on a CPU without it, OpenVINO itself keeps silent and computes in fp32."""
+    """Asked for bf16 on a CPU without it, OpenVINO itself keeps silent."""
     compiled = compile_networks(
         networks(tmp_path), engine="openvino", precision=precision, threads=1, cache_dir=tmp_path
     )
     engine: Any = compiled.engines["sums"]
     runs = engine._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     assert {"f32": "fp32", "bf16": "bf16"}[runs] == engine.precision
-    replaced = precision == "bf16" and engine.precision == "fp32"
-    assert any("fp32 runs in its place" in note for note in compiled.notes) is replaced
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_replaced_where_it_is_not_native(
+    native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "_computes_bf16", lambda: native)
+    compiled = compile_networks(
+        networks(tmp_path), engine="openvino", precision="bf16", threads=1, cache_dir=tmp_path
+    )
+    assert compiled.engines["sums"].precision == ("bf16" if native else "fp32")
+    assert any("fp32 runs in its place" in note for note in compiled.notes) is not native
+    (shelf,) = (tmp_path / "engines").iterdir()
+    assert shelf.name.endswith("-fp16" if native else "-fp32")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,7 @@ def test_int8_is_noted_where_it_is_no_faster(
     assert openvino.notes("fp32") == openvino.notes("auto") == ()
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="not Linux")
 def test_the_features_of_this_cpu_are_known() -> None:
     assert {"avx2", "asimd"} & openvino._cpu_features()
 

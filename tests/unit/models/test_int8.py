@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from configs.settings import ClassifierSettings, ClipSettings, Int8Settings, SettingsError
+from deployments.engines import openvino
 from deployments.engines.protocol import Agreement
 from deployments.models.calibration import CalibrationSet
 from deployments.models.loading import load_classifier, load_encoder
@@ -47,9 +48,11 @@ def networks(cache: Path) -> dict[str, int]:
 
 
 def test_an_encoder_is_quantised_once_and_judged_at_every_start(
-    tiny: Path, calibration: Path, tmp_path: Path
+    tiny: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(openvino, "_cpu_features", lambda: {"avx2"})
     encoder = load(tiny, tmp_path, calibration)
+    assert any("no faster than fp32" in note for note in encoder.info.notes)
     made = networks(tmp_path)
     assert len(made) == 2
     assert all("FakeQuantize" in Path(path).read_text() for path in made)
@@ -72,12 +75,16 @@ def test_an_encoder_is_quantised_once_and_judged_at_every_start(
     assert networks(tmp_path) == made
 
 
-def test_a_classifier_is_quantised_on_the_texts_at_hand(tmp_path: Path) -> None:
+def test_a_classifier_is_quantised_on_the_texts_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "_cpu_features", lambda: {"avx2"})
     directory = assets.distilbert_directory(tmp_path / "model", ("one", "two", "three"))
     settings = ClassifierSettings(precision="int8", int8=Int8Settings(**ANY))
     source = Source("directory", str(directory))
     info = load_classifier("topics", source, settings, tmp_path / "cache", threads=1).info
     assert info.precision == "int8"
+    assert any("no faster than fp32" in note for note in info.notes)
     assert info.agreement is not None
     assert info.agreement.cosine > 0.99
     assert info.agreement.top1 > 0.5

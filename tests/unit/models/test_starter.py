@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertModel
 
 from configs.settings import ClipSettings
+from deployments.engines import openvino
 from deployments.errors import BadInput
 from deployments.models.images import decode
 from deployments.models.loading import Encoder, load_encoder
@@ -110,6 +111,14 @@ def test_engines_and_precisions_agree() -> None:
         cosines = (np.stack(list(embed_photos(encoder).values())) * wanted).sum(1)
         assert cosines.min() >= least
     assert fp32.info.fingerprint == bf16.info.fingerprint == reference.info.fingerprint
+
+
+def test_it_notes_that_fp32_runs_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "_computes_bf16", lambda: False)
+    info = load.__wrapped__("bf16").info
+    assert info.precision == "fp32"
+    assert info.notes[0] == "a note"
+    assert "fp32 runs in its place" in info.notes[1]
 
 
 def test_there_is_a_line_for_each_imagenet_class() -> None:
