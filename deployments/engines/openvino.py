@@ -35,7 +35,7 @@ def native_precision(asked: PrecisionChoice) -> str:
 
 def notes(asked: PrecisionChoice) -> tuple[str, ...]:
     """What an operator should know of this precision on this CPU."""
-    if asked == "bf16" and native_precision(asked) != asked:
+    if asked == "bf16" and not _computes_bf16():
         return ("precision bf16: this CPU has no instructions for it, fp32 runs in its place",)
     if asked == "int8" and not _INT8_DOT_PRODUCTS & _cpu_features():
         # Zen 3, ViT-B/32: 18.6 images a second, and 18.9 in fp32 (benchmarks/roof.py).
@@ -48,11 +48,8 @@ def _computes_bf16() -> bool:
 
 
 def _cpu_features() -> set[str]:
-    """As the kernel names them."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:  # not Linux: nothing is known
-        return {*_INT8_DOT_PRODUCTS}
+    """As Linux names them."""
+    return set(Path("/proc/cpuinfo").read_text().split())
 
 
 def hint(precision: str) -> str:
