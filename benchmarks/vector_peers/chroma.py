@@ -16,7 +16,7 @@ from benchmarks.vector_peers.system import Context, HttpSystem, Ids, Setting, fr
 
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 EF_SEARCH = (10, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500)
-CALL_TIMEOUT_S = 300
+CALL_TIMEOUT_S = 1800  # a million vectors take minutes to be indexed when they are first asked for
 
 
 class Chroma(HttpSystem):
@@ -24,6 +24,7 @@ class Chroma(HttpSystem):
 
     name = "chroma"
     durability = "SQLite, journal_mode=delete: fsync before every answer"
+    setting_takes_restart = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 RECEIVE_BYTES = 1 << 18
-ANSWER_TIMEOUT_S = 300  # a server silent for longer is taken for hung
+ANSWER_TIMEOUT_S = 1800  # a server silent for longer is taken for hung
 
 
 @dataclass

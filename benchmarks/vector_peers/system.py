@@ -49,6 +49,8 @@ class System(ABC):
     version: str
     durability: ClassVar[str]  # of the load, with the system's own defaults
     transport: ClassVar[str]
+    setting_takes_restart: ClassVar[bool] = False
+    """Where True, `settings` go from the fastest to the one that finds most, and not all are tried."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

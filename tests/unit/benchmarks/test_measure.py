@@ -99,6 +99,39 @@ def test_the_fastest_setting_that_reaches_the_target_is_taken(context: Context, 
         assert choose((50, 1), (90, 9), (80, 1)) == (90, 0.9)  # none reaches it: the nearest
 
 
+def test_where_a_setting_takes_a_restart_few_are_tried(context: Context, data: Dataset) -> None:
+    tried: list[int] = []
+
+    class Restarting(Sometimes):
+        setting_takes_restart = True
+
+        def search(
+            self,
+            queries: Floats,
+            setting: Setting,
+            category: str | None,
+            clients: int,
+            window: tuple[float, float] | None,
+        ) -> tuple[Measured, Ids]:
+            tried.append(setting["percent"])
+            return super().search(queries, setting, category, clients, window)
+
+    with Restarting(context, "flat") as system:
+        system.load(data)
+        tuning, _ = data.queries()
+        for reached_by in (10, 70, 100):
+            tried.clear()
+            settings = [
+                {"percent": 100 if percent >= reached_by else percent * 9 // 10, "ms": percent}
+                for percent in range(10, 110, 10)
+            ]
+            setting, reached = cheapest(system, tuning, settings, None)
+            assert (setting["ms"], reached) == (reached_by, 1.0)
+            assert len(tried) <= 4
+        never = [{"percent": percent, "ms": percent} for percent in range(10, 90, 10)]
+        assert cheapest(system, tuning, never, None)[0]["percent"] == 80
+
+
 def test_recall_counts_distinct_true_neighbours_of_the_answered_queries() -> None:
     truth = np.arange(20).reshape(2, 10)
     assert recall({0: list(range(10))}, truth) == 1
