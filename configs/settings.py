@@ -241,7 +241,9 @@ class IndexSettings(Frozen):
         default=10_000, description="written since, at which rows move from memory to a searchable file"
     )
     merge_idle_s: Seconds = Field(
-        default=5, description="without a write, after which smaller segments join the largest"
+        default=5,
+        description="without a write, after which rows in memory that an index would search faster are "
+        "moved to one, and smaller segments join the largest",
     )
     build_threads: Positive | None = Field(
         default=None, description="of background building; as many as a search when left out"

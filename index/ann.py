@@ -137,11 +137,12 @@ EFFORTS: Final = tuple(dict.fromkeys(kind.effort for kind in KINDS.values() if k
 """The names of what trades time for recall, which are the settings' too."""
 
 
-def kind_for(kind: Kind, rows: int) -> AnnKind | None:
-    """What so many rows are kept in for a collection of this kind; None for exact search."""
+def kind_for(kind: Kind, rows: int, total: int = 0) -> AnnKind | None:
+    """What so many rows, of `total` in a collection of this kind, are kept in; None for exact search."""
     name: str = kind
     if kind == "auto":
-        name = next((name for most, name in AUTO if rows < most), "ivf")
+        size = max(rows, min(total, AUTO[0][0]))  # beside a graph, few rows are the slow part if not in one
+        name = next((name for most, name in AUTO if size < most), "ivf")
     found = KINDS.get(name)
     return found if found and rows >= found.least_rows else None
 

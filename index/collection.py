@@ -352,7 +352,13 @@ class Collection:
     def _due(self, view: View) -> Work | None:
         settings = self._settings
         idle = time.monotonic() - self._last_write > settings.merge_idle_s
-        return due(view, segment_rows=settings.segment_rows, compact_ratio=settings.compact_ratio, idle=idle)
+        return due(
+            view,
+            self.spec.kind,
+            segment_rows=settings.segment_rows,
+            compact_ratio=settings.compact_ratio,
+            idle=idle,
+        )
 
     def _rewrite(self, view: View, work: Work, stop: Stop) -> None:
         old = view.segments[work.first : work.last]
@@ -366,7 +372,7 @@ class Collection:
             segment = self._snapshots.write(
                 view.rows(work.first, work.last, work.tail),
                 rows,
-                kind_for(self.spec.kind, rows),
+                kind_for(self.spec.kind, rows, view.size - view.tombstones),
                 threads=self._settings.build_threads or self._threads,
                 target_recall=self._settings.target_recall,
                 stop=stop,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from index.ann import kind_for
+from index.spec import Kind
 from index.view import View
 
 if TYPE_CHECKING:
@@ -30,28 +32,31 @@ class Work:
     tail: bool
 
 
-def due(view: View, *, segment_rows: int, compact_ratio: float, idle: bool) -> Work | None:
+def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle: bool) -> Work | None:
     """What should be rewritten now, if anything.
 
     A full tail becomes a segment, together with the segments before it that are no larger than
     what has come together so far: so the sizes at least double from one to the next older, there are
-    few segments, and a row is rewritten a logarithmic number of times.
+    few segments, and a row is rewritten a logarithmic number of times. In quiet times so does one that an
+    index would search faster, and segments that are small beside the largest join it.
     """
     segments = view.segments
+    sizes = [part.living for part in segments]
     living = view.tail.size - view.tail.tombstones
-    if living >= segment_rows:
+    total = sum(sizes) + living
+    if living >= segment_rows or (idle and kind_for(kind, living, total)):
         first, rows = len(segments), living
         while first and segments[first - 1].living <= rows:
             first -= 1
-            rows += segments[first].living
+            rows += sizes[first]
+        if idle and (total - max([*sizes[:first], rows])) * IDLE_SHARE >= total:
+            first = 0
         return Work(first, len(segments), tail=True)
     for place, part in enumerate(segments):
         if part.size - part.living > compact_ratio * part.size:
             return Work(place, place + 1, tail=False)
-    if idle and len(segments) > 1:
-        sizes = [part.living for part in segments]
-        if (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes):
-            return Work(0, len(segments), tail=False)
+    if idle and len(segments) > 1 and (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes):
+        return Work(0, len(segments), tail=False)
     return None
 
 

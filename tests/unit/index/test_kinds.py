@@ -1,5 +1,6 @@
 """Every kind of index on a few thousand clustered vectors: recall, filters, deletions, restarts."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -155,7 +156,40 @@ def test_settings_override_what_was_measured(tmp_path: Path) -> None:
     assert reached[1] < 0.5
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_in_quiet_times_rows_that_an_index_would_search_faster_are_moved_to_one(
+    tmp_path: Path, quiet: bool
+) -> None:
+    settings = SETTINGS if quiet else SETTINGS.model_copy(update={"merge_idle_s": 3600})
+    with Catalog(tmp_path, settings, maintenance=False) as catalog:
+        collection = filled(catalog, "hnsw", count=12_000)
+        assert collection.info().segments == 1
+        vectors = clustered(1100, seed=2)
+
+        def write(first: int, last: int) -> None:
+            collection.upsert([Item(f"later/{row}", vectors[row]) for row in range(first, last)])
+            time.sleep(SETTINGS.merge_idle_s)
+
+        write(0, 500)
+        assert not collection.maintain()  # so few are compared as fast
+        write(500, 1100)
+        assert collection.maintain() == quiet
+        assert collection.info().segments == 1 + quiet  # not worth writing all others again
+        assert not collection.maintain()
+        write(0, 1100)  # the same ones once more, in quiet times in the place of their segment
+        assert collection.maintain() == quiet
+        assert collection.info().segments == 1 + quiet
+        assert [hits[0].id for hits in collection.search(vectors, 1)] == [
+            f"later/{row}" for row in range(1100)
+        ]
+        assert collection.info().count == 13_100
+
+
 def test_auto_chooses_by_size() -> None:
     assert kind_for("auto", AUTO[0][0] - 1) is None
     assert [kind.name for most, _ in AUTO if (kind := kind_for("auto", most))] == ["hnsw", "ivf"]
     assert kind_for("ivf-pq", 10) is None
+    for total in (AUTO[0][0], 5_000_000):  # few rows beside many
+        assert kind_for("auto", 5000, total) is KINDS["hnsw"]
+        assert kind_for("auto", 10, total) is None
+    assert kind_for("auto", 5000, AUTO[0][0] - 1) is None
