@@ -20,6 +20,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) pip==26.3 # resolves and unpacks in half the time of the one that Python 3.11 brings
 	$(BIN)/python $(PIP) -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
+	@touch $@
+
+$(VENV)/.compiled: $(VENV)/.installed
 	$(BIN)/python -W ignore -c 'import serve_app.app, openvino, deployments.engines.conversion, deployments.models.networks.clip'
 	@touch $@
 
@@ -27,7 +30,7 @@ $(STARTER): deployments/models/packages.py | $(VENV)/.installed
 	$(BIN)/python -m deployments.models.sources
 	@touch $@
 
-setup: $(VENV)/.installed $(STARTER) ## Create the virtual environment and fetch the starter models
+setup: $(VENV)/.installed $(VENV)/.compiled $(STARTER) ## Create the virtual environment and fetch the starter models
 
 serve: setup ## Serve on http://127.0.0.1:8000 (PORT=… for another port)
 	$(BIN)/sightline serve serve_config.yaml --port $(PORT)
@@ -38,7 +41,8 @@ check: $(VENV)/.installed ## Lint, types and import direction
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup check ## Every check and every test
+test: $(VENV)/.installed ## Every check and every test
+	$(MAKE) -j 3 setup check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 starters: setup ## Train the starter classifiers again (about ten minutes on 2 cores)

@@ -26,7 +26,7 @@ from benchmarks.servers import CACHE, PHOTOS, Target, fill_collection, sightline
 
 SCENARIO = "mixed"
 CACHE_BYTES = 1024 * 1024
-SAMPLES = 120  # of memory in one soak, at least a second apart
+SAMPLES = 60  # of memory in one soak, at least a second apart: each reads the page tables of every process
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,91 @@
-"""What tests share: the server of most that go over HTTP, with the starter models; and no collections."""
+"""What tests share: two servers, each of which starts and ends once in a run; and no collections."""
 
 import gc
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-from tests.server import Server, running
+from tests.server import FLOOD, Server, running
+
+SHARING = {
+    "server": (
+        *("contract/", "e2e/test_build_index.py", "e2e/test_photos.py"),
+        *("faults/test_neighbours.py", "faults/test_soak.py"),
+    ),
+    "strained": ("faults/test_crash.py", "faults/test_lost_index.py", "faults/test_overload.py"),
+}
+"""The files whose tests share a server, by its fixture."""
+
+_RUNNING = pytest.StashKey[dict[str, ExitStack]]()
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
+
+
+def _shared(nodeid: str) -> str | None:
+    return next((name for name, files in SHARING.items() if _file(nodeid).startswith(files)), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Files that share a server go to one worker, the others to whichever is free."""
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared(nodeid) or _file(nodeid)
+
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that share a server come one after the other, and first."""
+    for item in items:
+        for name in SHARING:
+            if name in getattr(item, "fixturenames", ()) and _shared(item.nodeid) != name:
+                raise pytest.UsageError(f"{_file(item.nodeid)} is not among those that share {name!r}")
+    names = list(SHARING)
+    items.sort(key=lambda item: names.index(name) if (name := _shared(item.nodeid)) else len(names))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End a server after the last file that shares it: an idle one takes a sixth of a core from others."""
+    name = _shared(item.nodeid)
+    if name and (nextitem is None or _shared(nextitem.nodeid) != name):
+        item.config.stash.get(_RUNNING, {}).pop(name, ExitStack()).close()
+
+
+@contextmanager
+def _while_used(config: pytest.Config, name: str, args: dict[str, Any]) -> Iterator[Server]:
+    with ExitStack() as stack:
+        config.stash.setdefault(_RUNNING, {})[name] = stack
+        yield stack.enter_context(running(args))
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """The one of most tests that go over HTTP, with the starter models."""
     classifiers = {"news": {"source": "starter"}}
     limits = {"max_wait_s": 60}  # a machine that is busy with other tests is no overload
-    with running({"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}) as started:
+    args = {"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}
+    with _while_used(pytestconfig, "server", args) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def strained(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """One for tests that overload it or kill its index: `FLOOD` photos at a time are too many for it however
+    fast the machine, and segments of its collections are written, merged and compacted all the time."""
+    args = {
+        "clip": {"source": "starter"},
+        "limits": {"max_wait_s": 0.1, "max_inflight_images": 10 * FLOOD},
+        "index": {"segment_rows": 300, "merge_idle_s": 0.2},
+    }
+    with _while_used(pytestconfig, "strained", args) as started:
         yield started
 
 

@@ -29,6 +29,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None)
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
+FLOOD = 400  # single photos at a time, which are too many for the server `strained`
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -16,9 +17,20 @@ from benchmarks.memory import processes
 from serve_app import rehearsal
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
-from tests.server import LOOPBACK, ROOT, SERVE_RUN, Server, free_port, running, stop
+from tests.server import LOOPBACK, ROOT, Server, free_port, running, stop
 
+KEPT = "/v1/collections/kept"
 METRICS_WITHIN_S = 60.0  # Ray exports every ten seconds
+
+# With an import path `serve run` listens on port 8000 and no other, unless Serve already runs.
+SERVE_RUN_ON_PORT = """
+import ray, sys
+from ray import serve
+from ray.serve.scripts import cli
+ray.init(address="local", namespace="serve", include_dashboard=False, runtime_env=%r)
+serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+cli(["run", *sys.argv[1:]])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,45 +43,60 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_local_directories_are_served_by_a_settings_change_and_data_survives_restarts(
+def test_local_directories_are_served_by_a_settings_change_and_their_data_outlives_the_server(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
+    data = tmp_path / "data"
     args = {
-        "data_dir": str(tmp_path / "data"),
+        "data_dir": str(data),
         "clip": {"source": str(directories["clip"])},
         "classifiers": {"news": {"source": str(directories["news"])}},
     }
-    with running(args) as server:
+    port = free_port()
+    command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG"]
+    command += ["--port", "PORT", "--metrics-port", str(port)]
+    with running(args, command) as server:
+        wait_for_metrics(server, port)
         models = {model["id"]: model for model in server.get("/v1/models").json()["data"]}
         assert models["clip"]["dimensions"] == 512
         assert models["news"]["labels"] == ["world", "sport"]
         row = server.post("/v1/classify", json={"model": "news", "input": "a match"}).json()["data"][0]
         assert sum(label["score"] for label in row) == pytest.approx(1, abs=1e-3)
-        assert server.put("/v1/collections/kept", json={}).status_code == 200
-        items = [{"id": n, "image": data_uri(jpeg(n)), "metadata": {"n": n}} for n in ("chelsea", "coffee")]
-        assert server.post("/v1/collections/kept/items", json={"items": items}).status_code == 200
-        before = searched(server)
+        assert server.put(KEPT, json={}).status_code == 200
+        names = ("chelsea", "coffee", "rocket")
+        items = [{"id": name, "image": data_uri(jpeg(name)), "metadata": {"n": name}} for name in names]
+        assert server.post(f"{KEPT}/items", json={"items": items}).status_code == 200
+        best = server.post(f"{KEPT}/search", json={"image": data_uri(jpeg("coffee"))}).json()["results"][0]
+        assert best == {"id": "coffee", "score": pytest.approx(1, abs=1e-3), "metadata": {"n": "coffee"}}
+        before = nearest(server, "chelsea")
         # Where one may be written when the settings name no other place.
-        place = str(tmp_path / "data" / "snapshots")
-        snapshot = server.post("/v1/collections/kept/snapshot", json={"to": place})
+        snapshot = server.post(f"{KEPT}/snapshot", json={"to": str(data / "snapshots")})
         assert snapshot.status_code == 200, snapshot.text
         assert importlib.util.find_spec("pandas")  # or the next line would hold without our doing
         assert not [name for name, maps in memory_maps(server).items() if "/pandas/" in maps]
-    with running(args, command=[*SERVE_RUN, "CONFIG"]) as server:  # and not Sightline's own command
-        assert server.get("/v1/collections/kept").json()["count"] == 2
-        assert searched(server) == before
-        assert server.get("/v1/collections/kept/items/coffee").json()["metadata"] == {"n": "coffee"}
-    port = free_port()
-    command = [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG"]
-    command += ["--port", "PORT", "--metrics-port", str(port)]
-    with running({**args, "clip": {"source": "starter"}, "classifiers": {}}, command=command) as server:
-        wait_for_metrics(server, port)
-        answer = server.post("/v1/collections/kept/search", json={"text": "a cat"})
-        assert answer.status_code == 409
-        assert answer.json()["error"]["code"] == "model_mismatch"
         stop(server.process, signal.SIGTERM)
         assert server.process.returncode == 0, server.log.read_text()
         assert "Sightline is stopping" in server.log.read_text()
+
+    # Not Sightline's own command, and another model.
+    settings = ["clip.source=starter", f"data_dir={data}", "cache_dir=CACHE"]
+    command = [sys.executable, "-c", SERVE_RUN_ON_PORT % LOOPBACK, "serve_app.app:build_app", *settings]
+    with running({}, command) as server:
+        assert server.get(KEPT).json()["count"] == len(items)
+        assert server.get(f"{KEPT}/items/coffee").json()["metadata"] == {"n": "coffee"}
+        assert nearest(server, "chelsea") == before
+        mismatch = server.post(f"{KEPT}/search", json={"text": "a cat"})
+        assert mismatch.status_code == 409
+        assert mismatch.json()["error"]["code"] == "model_mismatch"
+        assert server.post("/v1/embeddings", json={"input": "a cat"}).status_code == 200
+        large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
+        assert large.status_code == 200
+
+
+def nearest(server: Server, id: str) -> list[dict[str, Any]]:
+    hits: list[dict[str, Any]] = server.post(f"{KEPT}/search", json={"id": id}).json()["results"]
+    assert len(hits) == 2
+    return hits
 
 
 def memory_maps(server: Server) -> dict[str, str]:
@@ -80,13 +107,6 @@ def memory_maps(server: Server) -> dict[str, str]:
             found[f"{process.name} {process.pid}"] = Path(f"/proc/{process.pid}/maps").read_text()
     assert any("/ray/" in maps for maps in found.values())
     return found
-
-
-def searched(server: Server) -> list[str]:
-    query = {"image": data_uri(jpeg("coffee"))}
-    hits = server.post("/v1/collections/kept/search", json=query).json()["results"]
-    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
-    return [hit["id"] for hit in hits]
 
 
 def wait_for_metrics(server: Server, port: int) -> None:
@@ -117,27 +137,6 @@ def cache_counts(text: str) -> dict[str, float]:
 
 def metrics(port: int) -> str:
     return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
-
-
-# With an import path `serve run` listens on port 8000 and no other, unless Serve already runs.
-SERVE_RUN_ON_PORT = """
-import ray, sys
-from ray import serve
-from ray.serve.scripts import cli
-ray.init(address="local", namespace="serve", include_dashboard=False, runtime_env=%r)
-serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-cli(["run", *sys.argv[1:]])
-"""
-KEY_VALUE = ["serve_app.app:build_app", "clip.source=starter", "data_dir=DATA", "cache_dir=CACHE"]
-
-
-def test_serve_run_takes_key_value_settings() -> None:
-    command = [sys.executable, "-c", SERVE_RUN_ON_PORT % LOOPBACK, *KEY_VALUE]
-    with running({"clip": {"source": "starter"}}, command=command) as server:
-        answer = server.post("/v1/embeddings", json={"input": "a cat"})
-        assert answer.status_code == 200
-        large = server.post("/v1/embeddings", json={"input": [data_uri(jpeg("motorcycle", 100))] * 8})
-        assert large.status_code == 200
 
 
 @pytest.mark.parametrize(

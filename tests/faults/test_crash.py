@@ -9,12 +9,10 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import requests
 
-from tests.assets import clip_directory
-from tests.server import Server, replicas, running
+from tests.server import Server, replicas
 
 ROUNDS = int(os.environ.get("ROUNDS", "2"))
 CLIENTS = 3
@@ -71,20 +69,14 @@ def vector(id: str, value: int) -> list[float]:
     return [round(chance.gauss(0, 1), 4) for _ in range(DIMENSIONS)]
 
 
-def test_no_acknowledged_write_is_lost_when_the_index_is_killed(tmp_path: Path) -> None:
+def test_no_acknowledged_write_is_lost_when_the_index_is_killed(strained: Server) -> None:
     seed = random.randrange(2**32)
-    args = {
-        "clip": {"source": str(clip_directory(tmp_path / "clip")), "precision": "fp32"},
-        # Segments are written, merged and compacted all the time.
-        "index": {"segment_rows": 300, "merge_idle_s": 0.2},
-    }
-    with running(args) as server:
-        assert server.put(PATH, json={"dimensions": DIMENSIONS, "kind": "hnsw"}).status_code == 200
-        clients = [Client(n, server, random.Random(f"{seed}/{n}")) for n in range(CLIENTS)]
-        for round in range(ROUNDS):
-            write_and_kill(server, clients, random.Random(f"{seed}/{round}").uniform(*WRITES_FOR_S))
-            check(server, clients, f"seed {seed}, round {round}")
-        assert sum(client.acknowledged for client in clients) > ROUNDS
+    assert strained.put(PATH, json={"dimensions": DIMENSIONS, "kind": "hnsw"}).status_code == 200
+    clients = [Client(n, strained, random.Random(f"{seed}/{n}")) for n in range(CLIENTS)]
+    for round in range(ROUNDS):
+        write_and_kill(strained, clients, random.Random(f"{seed}/{round}").uniform(*WRITES_FOR_S))
+        check(strained, clients, f"seed {seed}, round {round}")
+    assert sum(client.acknowledged for client in clients) > ROUNDS
 
 
 def write_and_kill(server: Server, clients: list[Client], after_s: float) -> None:

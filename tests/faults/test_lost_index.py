@@ -6,41 +6,40 @@ import threading
 import time
 from pathlib import Path
 
-from tests.server import replicas, running
+from tests.server import Server, replicas
 
 PATH = "/v1/collections/lost"
 CLIENTS = 4
 BACK_WITHIN_S = 60
 
 
-def test_searches_outlive_the_replica_they_were_sent_to() -> None:
-    with running({"clip": {"source": "starter"}}) as server:
-        assert server.put(PATH, json={"dimensions": 2}).status_code == 200
-        items = [{"id": str(n), "vector": [1, n]} for n in range(50)]
-        assert server.post(f"{PATH}/items", json={"items": items}).status_code == 200
-        answers: list[tuple[int, str]] = []
-        stop = threading.Event()
+def test_searches_outlive_the_replica_they_were_sent_to(strained: Server) -> None:
+    assert strained.put(PATH, json={"dimensions": 2}).status_code == 200
+    items = [{"id": str(n), "vector": [1, n]} for n in range(50)]
+    assert strained.post(f"{PATH}/items", json={"items": items}).status_code == 200
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
 
-        def search() -> None:
-            while not stop.is_set():
-                answer = server.post(f"{PATH}/search", json={"vector": [1, 7], "limit": 1})
-                answers.append((answer.status_code, answer.text))
+    def search() -> None:
+        while not stop.is_set():
+            answer = strained.post(f"{PATH}/search", json={"vector": [1, 7], "limit": 1})
+            answers.append((answer.status_code, answer.text))
 
-        threads = [threading.Thread(target=search) for _ in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
-        before = wait_for(answers, 100)
-        (pid,) = replicas(server, "VectorIndex")
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        assert b"OMP_WAIT_POLICY=PASSIVE" in environment, "FAISS's threads take the others' cores"
-        os.kill(pid, signal.SIGKILL)
-        wait_for(answers, before + 100 + CLIENTS)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert {status for status, _ in answers} == {200}, {text for status, text in answers if status != 200}
-        assert all('"id":"7"' in text for _, text in answers)
-        assert replicas(server, "VectorIndex") != [pid]
+    threads = [threading.Thread(target=search) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    before = wait_for(answers, 100)
+    (pid,) = replicas(strained, "VectorIndex")
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert b"OMP_WAIT_POLICY=PASSIVE" in environment, "FAISS's threads take the others' cores"
+    os.kill(pid, signal.SIGKILL)
+    wait_for(answers, before + 100 + CLIENTS)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} == {200}, {text for status, text in answers if status != 200}
+    assert all('"id":"7"' in text for _, text in answers)
+    assert replicas(strained, "VectorIndex") != [pid]
 
 
 def wait_for(answers: list[tuple[int, str]], count: int) -> int:

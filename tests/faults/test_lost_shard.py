@@ -14,7 +14,7 @@ import numpy as np
 from index.catalog import LOCK_NAME
 from index.shards import shard_directory, shard_of
 from tests.assets import clip_directory
-from tests.server import Server, replicas, running
+from tests.server import SERVE_RUN, Server, replicas, running
 
 SHARDS, LOST = 3, 1
 BACK_WITHIN_S = 60.0
@@ -29,7 +29,7 @@ def test_a_killed_shard_is_left_out_until_its_successor_goes_on_with_its_data(tm
         "index": {"shards": SHARDS, "shard_timeout_s": 1},
         "gateway": {"health_timeout_s": 1},
     }
-    with running(args) as server:
+    with running(args, command=[*SERVE_RUN, "CONFIG"]) as server:  # and not Sightline's own command
         assert server.put(PATH, json={"dimensions": 8}).status_code == 200
         vectors = np.random.default_rng(5).normal(size=(len(IDS), 8)).tolist()
         items = [{"id": id, "vector": vector} for id, vector in zip(IDS, vectors, strict=True)]

@@ -26,7 +26,7 @@ ITEMS = "/v1/collections/shared/items"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def growing() -> Iterator[Server]:
     settings = {
         "clip": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": FEW}},
         "classifiers": {"news": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": MANY}}},
@@ -38,27 +38,27 @@ def server() -> Iterator[Server]:
         yield started
 
 
-def test_models_grow_under_load_and_outlive_the_loss_of_a_replica(server: Server) -> None:
-    assert len(replicas(server, "Gateway")) == 2
-    assert len(replicas(server, "TextClassifier-news")) == 1
-    with load(server) as answers:
-        until(lambda: all(len(replicas(server, model)) == 2 for model in MODELS), answers)
-        lost = {replicas(server, model)[0] for model in MODELS}
+def test_models_grow_under_load_and_outlive_the_loss_of_a_replica(growing: Server) -> None:
+    assert len(replicas(growing, "Gateway")) == 2
+    assert len(replicas(growing, "TextClassifier-news")) == 1
+    with load(growing) as answers:
+        until(lambda: all(len(replicas(growing, model)) == 2 for model in MODELS), answers)
+        lost = {replicas(growing, model)[0] for model in MODELS}
         for pid in lost:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: all(len(set(replicas(server, model)) - lost) == 2 for model in MODELS), answers)
+        until(lambda: all(len(set(replicas(growing, model)) - lost) == 2 for model in MODELS), answers)
         done = len(answers)
         until(lambda: len(answers) > done + 10 * CLIENTS, answers)
     assert Counter(status for status, _ in answers) == {200: len(answers)}
-    assert server.get("/health/ready").status_code == 200
+    assert growing.get("/health/ready").status_code == 200
 
 
-def test_whichever_replica_answers_the_vectors_are_the_same(server: Server) -> None:
-    assert len(replicas(server, "ClipEncoder")) == 2, "by the load before"
+def test_whichever_replica_answers_the_vectors_are_the_same(growing: Server) -> None:
+    assert len(replicas(growing, "ClipEncoder")) == 2, "by the load before"
 
     def embed(number: int) -> list[float]:
         photo = stamped(jpeg("coffee"), number)
-        answer = server.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
+        answer = growing.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
         vector: list[float] = answer.json()["data"][0]["embedding"]
         return vector
 
@@ -66,18 +66,18 @@ def test_whichever_replica_answers_the_vectors_are_the_same(server: Server) -> N
     assert vectors @ vectors[0] == pytest.approx(np.ones(20), abs=1e-3)
 
 
-def test_what_one_gateway_stored_the_other_finds(server: Server) -> None:
-    assert server.put("/v1/collections/shared", json={"dimensions": 2}).status_code == 200
+def test_what_one_gateway_stored_the_other_finds(growing: Server) -> None:
+    assert growing.put("/v1/collections/shared", json={"dimensions": 2}).status_code == 200
     for n in range(20):
         item = {"id": str(n), "vector": [1, n]}
-        assert server.post(ITEMS, json={"items": [item]}).status_code == 200
-        assert server.get(f"{ITEMS}/{n}").status_code == 200
-        found = server.post("/v1/collections/shared/search", json={"vector": [1, n], "limit": 1}).json()
+        assert growing.post(ITEMS, json={"items": [item]}).status_code == 200
+        assert growing.get(f"{ITEMS}/{n}").status_code == 200
+        found = growing.post("/v1/collections/shared/search", json={"vector": [1, n], "limit": 1}).json()
         assert found["results"][0]["id"] == str(n)
 
 
 @contextmanager
-def load(server: Server) -> Iterator[list[tuple[int, str]]]:
+def load(growing: Server) -> Iterator[list[tuple[int, str]]]:
     """Status and text of the answers to clients: three quarters classify long texts, which keep a model busy,
     the others embed such texts and photos."""
     answers: list[tuple[int, str]] = []
@@ -88,13 +88,13 @@ def load(server: Server) -> Iterator[list[tuple[int, str]]]:
             number += CLIENTS
             text = f"{number} {LONG}"
             if number % 4:
-                answer = server.post("/v1/classify", json={"model": "news", "input": text})
+                answer = growing.post("/v1/classify", json={"model": "news", "input": text})
             elif number % 8:
                 texts = [f"{place} {text}" for place in range(16)]  # two calls
-                answer = server.post("/v1/embeddings", json={"input": texts})
+                answer = growing.post("/v1/embeddings", json={"input": texts})
             else:
                 photo = stamped(jpeg("coffee"), number)
-                answer = server.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
+                answer = growing.post("/v1/embeddings", data=photo, headers={"content-type": "image/jpeg"})
             answers.append((answer.status_code, answer.text))
 
     with ThreadPoolExecutor(CLIENTS) as pool:
