@@ -43,7 +43,7 @@ check: $(VENV)/.installed ## Lint, types and import direction
 
 test: $(VENV)/.installed ## Every check and every test
 	$(MAKE) -j 3 setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 starters: setup ## Train the starter classifiers again (about ten minutes on 2 cores)
 	$(BIN)/python -m training.starters
