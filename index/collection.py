@@ -239,8 +239,8 @@ class Collection:
 
         Scores are the cosine, the inner product, or under l2 the squared distance negated. `exact`
         asks for the true nearest, which the kind flat gives anyway. `exclude` has one entry for each
-        query: the id that its hits leave out, or None. `effort` takes the place of the ef_search or nprobe
-        that was chosen for the recall asked for.
+        query: the id that its hits leave out, or None. `effort` takes the place of the ef_search or nprobe,
+        whichever most rows are searched with, that was chosen for the recall asked for.
 
         Raises:
             ModelMismatch: another model than `fingerprint` filled the collection.
@@ -254,7 +254,9 @@ class Collection:
             among = None if filter is None else self._passing(filter, reader, view)
             # One more where a query leaves an item out, so that `limit` are left.
             wanted = limit + any(id is not None for id in excluded)
-            efforts = dict.fromkeys(EFFORTS, effort) if effort else self._efforts
+            efforts = self._efforts
+            if effort and view.largest and (kind := view.largest.kind) and kind.effort:
+                efforts = {**efforts, kind.effort: effort}
             scores, rowids = view.search(queries, wanted, among, exact, efforts)
             rows = reader.rows(list(set(rowids.ravel().tolist())), include & {"metadata", "vector"})
         found = []

@@ -38,7 +38,7 @@ def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle
     A full tail becomes a segment, together with the segments before it that are no larger than
     what has come together so far: so the sizes at least double from one to the next older, there are
     few segments, and a row is rewritten a logarithmic number of times. In quiet times so does one that an
-    index would search faster, and segments that are small beside the largest join it.
+    index would search faster, or a segment; and segments that are small beside the largest join it.
     """
     segments = view.segments
     sizes = [part.living for part in segments]
@@ -57,6 +57,9 @@ def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle
             return Work(place, place + 1, tail=False)
     if idle and len(segments) > 1 and (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes):
         return Work(0, len(segments), tail=False)
+    for place, part in enumerate(segments if idle else ()):
+        if part.segment.kind is None and kind_for(kind, part.living, total):  # the others have become many
+            return Work(place, place + 1, tail=False)
     return None
 
 

@@ -185,6 +185,19 @@ def test_in_quiet_times_rows_that_an_index_would_search_faster_are_moved_to_one(
         assert collection.info().count == 13_100
 
 
+def test_in_a_large_collection_auto_keeps_few_rows_in_a_graph_too(catalog: Catalog) -> None:
+    collection = filled(catalog, "auto", count=AUTO[0][0] + 1000)
+    later = clustered(1500, seed=2)
+    collection.upsert([Item(f"later/{row}", vector) for row, vector in enumerate(later)])
+    time.sleep(SETTINGS.merge_idle_s)
+    assert collection.maintain()
+    assert not collection.maintain()
+    with collection._snapshot() as (_, view):
+        assert [part.segment.kind for part in view.segments] == [KINDS["hnsw"]] * 2
+    found = collection.search(later, 1)
+    assert np.mean([hits[0].id == f"later/{row}" for row, hits in enumerate(found)]) > 0.95
+
+
 def test_auto_chooses_by_size() -> None:
     assert kind_for("auto", AUTO[0][0] - 1) is None
     assert [kind.name for most, _ in AUTO if (kind := kind_for("auto", most))] == ["hnsw", "ivf"]
