@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ SHARING = {
 }
 """The files whose tests share a server, by its fixture."""
 
-_RUNNING = pytest.StashKey[dict[str, ExitStack]]()
+_RUNNING = pytest.StashKey[dict[str, tuple[ExitStack, Server]]]()
 
 
 def _file(nodeid: str) -> str:
@@ -31,8 +31,11 @@ def _shared(nodeid: str) -> str | None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """Files that share a server go to one worker, the others to whichever is free."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """With --dist loadfile, files that share a server go to one worker, the others to whichever is free."""
+
+    if config.getvalue("dist") != "loadfile":
+        return None
 
     class Files(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
@@ -55,29 +58,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End a server after the last file that shares it: an idle one takes a sixth of a core from others."""
     name = _shared(item.nodeid)
-    if name and (nextitem is None or _shared(nextitem.nodeid) != name):
-        item.config.stash.get(_RUNNING, {}).pop(name, ExitStack()).close()
+    servers = item.config.stash.get(_RUNNING, {})
+    if name in servers and (nextitem is None or _shared(nextitem.nodeid) != name):
+        servers.pop(name)[0].close()
 
 
-@contextmanager
-def _while_used(config: pytest.Config, name: str, args: dict[str, Any]) -> Iterator[Server]:
-    with ExitStack() as stack:
-        config.stash.setdefault(_RUNNING, {})[name] = stack
-        yield stack.enter_context(running(args))
+def _running(config: pytest.Config, name: str, args: dict[str, Any]) -> Server:
+    servers = config.stash.setdefault(_RUNNING, {})
+    if name not in servers:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        servers[name] = stack, stack.enter_context(running(args))
+    return servers[name][1]
 
 
-@pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(pytestconfig: pytest.Config) -> Server:
     """The one of most tests that go over HTTP, with the starter models."""
     classifiers = {"news": {"source": "starter"}}
     limits = {"max_wait_s": 60}  # a machine that is busy with other tests is no overload
     args = {"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}
-    with _while_used(pytestconfig, "server", args) as started:
-        yield started
+    return _running(pytestconfig, "server", args)
 
 
-@pytest.fixture(scope="session")
-def strained(pytestconfig: pytest.Config) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def strained(pytestconfig: pytest.Config) -> Server:
     """One for tests that overload it or kill its index: `FLOOD` photos at a time are too many for it however
     fast the machine, and segments of its collections are written, merged and compacted all the time."""
     args = {
@@ -85,8 +90,7 @@ def strained(pytestconfig: pytest.Config) -> Iterator[Server]:
         "limits": {"max_wait_s": 0.1, "max_inflight_images": 10 * FLOOD},
         "index": {"segment_rows": 300, "merge_idle_s": 0.2},
     }
-    with _while_used(pytestconfig, "strained", args) as started:
-        yield started
+    return _running(pytestconfig, "strained", args)
 
 
 @pytest.fixture

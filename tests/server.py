@@ -75,7 +75,7 @@ def running(
 ) -> Iterator[Server]:
     """Serve with the settings `args` until the block ends.
 
-    `command` replaces `sightline serve CONFIG --port PORT`; CONFIG, PORT, DATA and CACHE in it are filled in.
+    `command` replaces `sightline serve CONFIG --port PORT`; CONFIG, PORT and CACHE in it are filled in.
     """
     # Ray's sockets live under this directory and their paths may have 107 characters at most.
     private = Path(tempfile.mkdtemp(prefix="sl", dir="/tmp"))
@@ -96,7 +96,7 @@ def running(
     }
     config.write_text(yaml.safe_dump(document))
     template = command or [sys.executable, "-m", "serve_app.cli", "serve", "CONFIG", "--port", "PORT"]
-    filled = [_fill(part, CONFIG=config, PORT=port, DATA=private / "data", CACHE=CACHE) for part in template]
+    filled = [_fill(part, CONFIG=config, PORT=port, CACHE=CACHE) for part in template]
     server_log = private / "server.log"
     with server_log.open("wb") as output:
         process = subprocess.Popen(
