@@ -39,6 +39,8 @@ def scenarios(system: System, data: Dataset, plan: Plan) -> Iterator[Record]:
     setting: Setting = {}
     for category in FILTERS[::-1]:  # no filter last: the restart is measured with its setting
         setting, tuned = cheapest(system, tuning, system.settings(data), category)
+        if system.setting_takes_restart:  # and what is opened by the first search, no client waits for
+            system.search(tuning.vectors[:1], setting, category, 1, None)
         for clients in plan.clients:
             window = plan.warm_up_s, plan.seconds
             measured, answers = system.search(reported.vectors, setting, category, clients, window)
