@@ -70,6 +70,10 @@ def test_a_system_goes_through_every_scenario_and_leaves_nothing(
 class Sometimes(BareFaiss):
     """Finds the share of the neighbours that the setting names, in percent, and takes the time it names."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, "flat")
+        self.tried: list[Setting] = []
+
     def search(
         self,
         queries: Floats,
@@ -78,14 +82,19 @@ class Sometimes(BareFaiss):
         clients: int,
         window: tuple[float, float] | None,
     ) -> tuple[Measured, Ids]:
+        self.tried.append(setting)
         measured, ids = super().search(queries, {}, category, clients, window)
         measured.latencies = [setting["ms"] / 1e3]
         wrong = {number for number in ids if number % 100 >= setting["percent"]}
         return measured, {number: [] if number in wrong else found for number, found in ids.items()}
 
 
+class Restarting(Sometimes):
+    setting_takes_restart = True
+
+
 def test_the_fastest_setting_that_reaches_the_target_is_taken(context: Context, data: Dataset) -> None:
-    with Sometimes(context, "flat") as system:
+    with Sometimes(context) as system:
         system.load(data)
         tuning, _ = data.queries()
 
@@ -100,34 +109,18 @@ def test_the_fastest_setting_that_reaches_the_target_is_taken(context: Context, 
 
 
 def test_where_a_setting_takes_a_restart_few_are_tried(context: Context, data: Dataset) -> None:
-    tried: list[int] = []
-
-    class Restarting(Sometimes):
-        setting_takes_restart = True
-
-        def search(
-            self,
-            queries: Floats,
-            setting: Setting,
-            category: str | None,
-            clients: int,
-            window: tuple[float, float] | None,
-        ) -> tuple[Measured, Ids]:
-            tried.append(setting["percent"])
-            return super().search(queries, setting, category, clients, window)
-
-    with Restarting(context, "flat") as system:
+    with (system := Restarting(context)):
         system.load(data)
         tuning, _ = data.queries()
         for reached_by in (10, 70, 100):
-            tried.clear()
+            system.tried.clear()
             settings = [
                 {"percent": 100 if percent >= reached_by else percent * 9 // 10, "ms": percent}
                 for percent in range(10, 110, 10)
             ]
             setting, reached = cheapest(system, tuning, settings, None)
             assert (setting["ms"], reached) == (reached_by, 1.0)
-            assert len(tried) <= 4
+            assert len(system.tried) <= 4
         never = [{"percent": percent, "ms": percent} for percent in range(10, 90, 10)]
         assert cheapest(system, tuning, never, None)[0]["percent"] == 80
 
