@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from configs.settings import IndexSettings
-from index.ann import EFFORTS, Stop, Stopped, kind_for
+from index.ann import EFFORTS, KINDS, Stop, Stopped, kind_for
 from index.chosen import Chosen
 from index.commits import Change, GroupCommit
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
@@ -254,8 +254,8 @@ class Collection:
             among = None if filter is None else self._passing(filter, reader, view)
             # One more where a query leaves an item out, so that `limit` are left.
             wanted = limit + any(id is not None for id in excluded)
-            efforts = self._efforts
-            if effort and view.largest and (kind := view.largest.kind) and kind.effort:
+            efforts, kind = self._efforts, KINDS.get(view.kind)
+            if effort and kind and kind.effort:
                 efforts = {**efforts, kind.effort: effort}
             scores, rowids = view.search(queries, wanted, among, exact, efforts)
             rows = reader.rows(list(set(rowids.ravel().tolist())), include & {"metadata", "vector"})
@@ -288,7 +288,7 @@ class Collection:
             tuning = view.largest.tuning if view.largest else None
             return CollectionInfo(
                 name=self.spec.name,
-                count=view.size - view.tombstones,
+                count=view.living,
                 dimensions=self.spec.dimensions,
                 metric=self.spec.metric,
                 kind=self.spec.kind,
@@ -367,14 +367,14 @@ class Collection:
         rows = sum(part.living for part in old)
         up_to = 0
         if work.tail:
-            rows += view.tail.size - view.tail.tombstones
+            rows += view.tail.living
             up_to = int(view.tail.rowids[-1])
         segment = None
         if rows:
             segment = self._snapshots.write(
                 view.rows(work.first, work.last, work.tail),
                 rows,
-                kind_for(self.spec.kind, rows, view.size - view.tombstones),
+                kind_for(self.spec.kind, rows, view.living),
                 threads=self._settings.build_threads or self._threads,
                 target_recall=self._settings.target_recall,
                 stop=stop,

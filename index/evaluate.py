@@ -97,7 +97,7 @@ def evaluate(
         if time.monotonic() > give_up or (settings and settings[-1].recall == 1):
             break
         settings.append(at({str(knob): effort}, effort))
-    return Evaluation(view.size - view.tombstones, len(queries), k, view.kind, knob, now, exact, settings)
+    return Evaluation(view.living, len(queries), k, view.kind, knob, now, exact, settings)
 
 
 def tuned(segment: Segment, target: float) -> Tuning:

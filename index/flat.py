@@ -147,6 +147,10 @@ class FlatRows:
         self.tombstones = self.size - int(np.count_nonzero(self.alive))
 
     @property
+    def living(self) -> int:
+        return self.size - self.tombstones
+
+    @property
     def nbytes(self) -> int:
         return int(self.rowids.nbytes + self.vectors.nbytes + self.alive.nbytes)
 
@@ -170,7 +174,7 @@ class FlatRows:
         k is `limit` or, if fewer, the rows there are. `positions` (ascending, of rows that are alive) limit
         the search to those rows.
         """
-        found = self.size - self.tombstones if positions is None else len(positions)
+        found = self.living if positions is None else len(positions)
         limit = max(0, min(limit, found))
         if limit == 0 or len(queries) == 0:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -42,25 +42,30 @@ def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle
     """
     segments = view.segments
     sizes = [part.living for part in segments]
-    living = view.tail.size - view.tail.tombstones
-    total = sum(sizes) + living
-    if living >= segment_rows or (idle and kind_for(kind, living, total)):
-        first, rows = len(segments), living
-        while first and segments[first - 1].living <= rows:
+    rows = view.tail.living
+    if rows >= segment_rows or (idle and kind_for(kind, rows, view.living)):
+        first = len(segments)
+        while first and sizes[first - 1] <= rows:
             first -= 1
             rows += sizes[first]
-        if idle and (total - max([*sizes[:first], rows])) * IDLE_SHARE >= total:
+        if idle and _should_join([*sizes[:first], rows]):
             first = 0
         return Work(first, len(segments), tail=True)
     for place, part in enumerate(segments):
         if part.size - part.living > compact_ratio * part.size:
             return Work(place, place + 1, tail=False)
-    if idle and len(segments) > 1 and (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes):
+    if idle and _should_join(sizes):
         return Work(0, len(segments), tail=False)
     for place, part in enumerate(segments if idle else ()):
-        if part.segment.kind is None and kind_for(kind, part.living, total):  # the others have become many
+        # Flat, for the rows were few then.
+        if part.segment.kind is None and kind_for(kind, part.living, view.living):
             return Work(place, place + 1, tail=False)
     return None
+
+
+def _should_join(sizes: Sequence[int]) -> bool:
+    """Whether all but the largest are enough to be worth rewriting it."""
+    return len(sizes) > 1 and (sum(sizes) - max(sizes)) * IDLE_SHARE >= sum(sizes)
 
 
 class Maintenance:

@@ -44,6 +44,10 @@ class View:
         return self.tail.tombstones + sum(part.size - part.living for part in self.segments)
 
     @property
+    def living(self) -> int:
+        return self.size - self.tombstones
+
+    @property
     def nbytes(self) -> int:
         return self.tail.nbytes + sum(part.nbytes for part in self.segments)
 

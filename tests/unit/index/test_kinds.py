@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from configs.settings import IndexSettings
-from index.ann import AUTO, KINDS, kind_for
+from index import ann, segment
+from index.ann import AUTO, KINDS, AnnKind, kind_for
 from index.catalog import Catalog
 from index.collection import Collection
 from index.evaluate import recall
@@ -196,6 +197,28 @@ def test_in_a_large_collection_auto_keeps_few_rows_in_a_graph_too(catalog: Catal
         assert [part.segment.kind for part in view.segments] == [KINDS["hnsw"]] * 2
     found = collection.search(later, 1)
     assert np.mean([hits[0].id == f"later/{row}" for row, hits in enumerate(found)]) > 0.95
+
+
+def test_an_effort_is_meant_for_the_kind_that_most_rows_are_in(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ann, "AUTO", ((200, "flat"), (5000, "hnsw")))
+    collection = filled(catalog, "auto", count=12_000)
+    collection.upsert([Item(f"later/{row}", v) for row, v in enumerate(clustered(1100, seed=2))])
+    time.sleep(SETTINGS.merge_idle_s)
+    assert collection.maintain()
+    with collection._snapshot() as (_, view):
+        tuned = {part.segment.kind.name: part.segment.tuning for part in view.segments if part.segment.kind}
+    searched = {}
+
+    def candidates(index: Any, kind: AnnKind, queries: Vectors, count: int, effort: int, *rest: Any) -> Any:
+        searched[kind.name] = effort
+        return ann.candidates(index, kind, queries, count, effort, *rest)
+
+    monkeypatch.setattr(segment, "candidates", candidates)
+    collection.search(clustered(1, seed=3), 10, effort=1)
+    assert tuned["hnsw"]
+    assert searched == {"ivf": 1, "hnsw": tuned["hnsw"].effort}
 
 
 def test_auto_chooses_by_size() -> None:
