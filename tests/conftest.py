@@ -33,11 +33,10 @@ def _shared(nodeid: str) -> str | None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """With --dist loadfile, files that share a server go to one worker, the others to whichever is free."""
-
     if config.getvalue("dist") != "loadfile":
         return None
 
-    class Files(LoadFileScheduling):  # type: ignore[misc]
+    class Files(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist publishes no types
         def _split_scope(self, nodeid: str) -> str:
             return _shared(nodeid) or _file(nodeid)
 

@@ -10,13 +10,12 @@ import orjson
 import requests
 
 from benchmarks.vector_peers import processes
-from benchmarks.vector_peers.client import Measured, http_request
+from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured, http_request
 from benchmarks.vector_peers.dataset import Dataset, Floats, K
 from benchmarks.vector_peers.system import Context, HttpSystem, Ids, Setting, free_port, wait_until
 
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 EF_SEARCH = (10, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500)
-CALL_TIMEOUT_S = 1800  # a million vectors take minutes to be indexed when they are first asked for
 
 
 class Chroma(HttpSystem):
@@ -121,7 +120,7 @@ class Chroma(HttpSystem):
 
     def _call(self, method: str, path: str, body: object) -> dict[str, list[list[str]]]:
         answer = requests.request(
-            method, f"http://127.0.0.1:{self.port}{path}", json=body, timeout=CALL_TIMEOUT_S
+            method, f"http://127.0.0.1:{self.port}{path}", json=body, timeout=ANSWER_TIMEOUT_S
         )
         if not answer.ok:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 RECEIVE_BYTES = 1 << 18
-ANSWER_TIMEOUT_S = 1800  # a server silent for longer is taken for hung
+ANSWER_TIMEOUT_S = 1800
+"""A server silent for longer is taken for hung; a million vectors may take minutes to open."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.vector_peers import processes
-from benchmarks.vector_peers.client import Measured
+from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured
 from benchmarks.vector_peers.dataset import FILTERS, Dataset, K, Queries, Truth
 from benchmarks.vector_peers.system import Ids, Setting, System
 
@@ -21,7 +21,6 @@ Record = dict[str, Any]
 TARGET_RECALL = 0.95
 TUNING_CLIENTS = 2
 LARGEST = 5  # processes named in the record of memory
-FIRST_ANSWER_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ def scenarios(system: System, data: Dataset, plan: Plan) -> Iterator[Record]:
     setting: Setting = {}
     for category in FILTERS[::-1]:  # no filter last: the restart is measured with its setting
         setting, tuned = cheapest(system, tuning, system.settings(data), category)
-        if system.setting_takes_restart:  # and what is opened by the first search, no client waits for
+        if system.setting_takes_restart:
+            # Its first search opens the index, which the clients that are measured do not wait for.
             system.search(tuning.vectors[:1], setting, category, 1, None)
         for clients in plan.clients:
             window = plan.warm_up_s, plan.seconds
@@ -154,7 +154,7 @@ def _restart(system: System, queries: Queries, setting: Setting, before: Ids) ->
         _, ids = system.search(query, setting, None, 1, None)
         if {*ids[0]} == expected:
             break
-        if time.perf_counter() - stopped > FIRST_ANSWER_TIMEOUT_S:
+        if time.perf_counter() - stopped > ANSWER_TIMEOUT_S:
             raise RuntimeError(f"after the restart a query is answered {ids[0]}, not {expected}")
     finished = time.perf_counter()
     return {
