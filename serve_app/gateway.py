@@ -15,6 +15,7 @@ from serve_app.auth import BearerAuth, key_digest
 from serve_app.backpressure import bound_replica
 from serve_app.fetch import ImageFetcher
 from serve_app.inference import Handle, Inference, Unavailable
+from serve_app.ingress import Ingress
 from serve_app.inputs import InputReader
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext
@@ -60,7 +61,9 @@ class Gateway:
             await asyncio.wait({self.rehearsal})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self)
+        app = create_app(self)
+        Ingress.application = app
+        return app
 
 
 def create_app(gateway: Gateway) -> FastAPI:

@@ -22,8 +22,9 @@ def listening(http_options: Mapping[str, Any], gateway: ScaleSettings) -> Listen
 
     Serve's proxy costs more than everything the gateway does: without it 16 clients got 599 searches/s
     instead of 195, and one got its answer in 2.2 ms instead of 9.2 (two cores, busy with other work
-    too). So a single gateway listens itself (Serve's direct ingress), and the proxy, which Serve does
-    not go without, is given a port nobody uses. Several gateways cannot share a port.
+    too). So a single gateway listens itself (Serve's direct ingress) and answers itself (`Ingress`; Serve
+    does where it is to limit a request's time), and the proxy, which Serve does not go without, is given
+    a port nobody uses. Several gateways cannot share a port.
 
     Raises:
         SettingsError: the port cannot be listened on.
@@ -42,6 +43,8 @@ def listening(http_options: Mapping[str, Any], gateway: ScaleSettings) -> Listen
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
+    if not http_options.get("request_timeout_s"):
+        environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve_app.ingress.middlewares"
     return Listening(url, {**http_options, "port": _free_port(host, 0)}, environment)
 
 

@@ -1,13 +1,16 @@
 """Starting in every documented way, models by a settings change alone, and data that outlives a restart."""
 
 import importlib.util
+import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -112,16 +115,32 @@ def wait_for_metrics(server: Server, port: int) -> None:
         time.sleep(0.5)
     for _ in range(3):
         assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
+    hang_up(server)
     wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
     wanted |= {"sightline_embedding_cache_bytes"}
     deadline = time.monotonic() + METRICS_WITHIN_S
     while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
         assert time.monotonic() < deadline, f"{missing} are not exported"
         time.sleep(0.5)
+    while not re.search(r'^ray_sightline_http_requests\w*{.*status="499".*} 1', metrics(port), re.M):
+        assert time.monotonic() < deadline, "the request whose caller went away was not cancelled"
+        time.sleep(0.5)
     rehearsed = 2 * rehearsal.REPEATS  # a text and an image each time
     while cache_counts(metrics(port)) != {"hit": 4, "miss": 2 + rehearsed}:
         assert time.monotonic() < deadline, f"the cache's are {cache_counts(metrics(port))}"
         time.sleep(0.5)
+
+
+def hang_up(server: Server) -> None:
+    """Leave while the server works on what it was sent, which takes it seconds."""
+    body = json.dumps({"model": "news", "input": [f"{n} " + "some words " * 60 for n in range(64)]}).encode()
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: local\r\ncontent-length: {len(body)}\r\n\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + body)
+        deadline = time.monotonic() + METRICS_WITHIN_S
+        while not server.get("/v1/models").json()["data"][0]["stats"]["results_pending"]:
+            assert time.monotonic() < deadline, "the request is not worked on"
 
 
 def cache_counts(text: str) -> dict[str, float]:

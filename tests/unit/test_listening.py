@@ -1,10 +1,12 @@
 """Where a server listens: one gateway itself, several behind Serve's proxy, a taken port nowhere."""
 
+import pydoc
 import socket
 
 import pytest
 
 from configs.settings import ScaleSettings, SettingsError
+from serve_app.ingress import Ingress
 from serve_app.listening import listening
 from tests.server import free_port
 
@@ -15,8 +17,16 @@ def test_a_single_gateway_listens_itself_and_the_proxy_elsewhere() -> None:
     assert place.url == f"http://127.0.0.1:{port}"
     assert place.environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
     assert place.environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == str(port)
+    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in place.environment  # Serve limits the time
     assert place.proxy["port"] not in (0, port)
     assert (place.proxy["host"], place.proxy["request_timeout_s"]) == ("127.0.0.1", 5)
+
+
+def test_a_single_gateway_answers_itself() -> None:
+    place = listening({"host": "127.0.0.1", "port": free_port()}, ScaleSettings())
+    (name,) = [value for value in place.environment.values() if "." in value]
+    (middleware,) = pydoc.locate(name)()  # type: ignore[operator]
+    assert middleware.cls is Ingress
 
 
 @pytest.mark.parametrize("scale", [ScaleSettings(replicas=2), ScaleSettings(max_replicas=3)])
