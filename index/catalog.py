@@ -113,6 +113,10 @@ class Catalog:
                 raise CollectionNotFound(f"there is no collection {name!r}")
             return self._opened(name)
 
+    def opened(self, name: str) -> Collection | None:
+        """The collection if it is open; waits for nothing."""
+        return self._open.get(name)
+
     def list(self) -> list[Collection]:
         """The collections that are open, by name."""
         with self._lock:

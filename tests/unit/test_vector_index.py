@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from configs.settings import IndexSettings, LimitSettings
+from deployments import vector_index
 from deployments.vector_index import VectorIndex
 from index.backup import part_directory
+from index.collection import Collection
 from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound
 from index.items import Hit, Item, Vectors, Wanted
 from index.spec import CollectionSpec
@@ -69,6 +71,45 @@ def test_slow_filters_hold_up_nothing_but_filters(index: VectorIndex) -> None:
             with pytest.raises(BadFilter, match=r"more than 2 s \(index.filter_timeout_s\); use fewer"):
                 await task
         assert (await index.info("a")).count == 2000
+
+    asyncio.run(main())
+
+
+def test_a_search_like_a_brief_one_takes_no_thread(
+    index: VectorIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[bool] = []
+    searched = Collection.search
+
+    def watched(*args: Any, **kwargs: Any) -> list[list[Hit]]:
+        at_once.append(threading.current_thread() is threading.main_thread())
+        return searched(*args, **kwargs)
+
+    async def main() -> None:
+        await index.upsert("a", [Item("b", [1, 0], {"n": 1})], None)
+        monkeypatch.setattr(Collection, "search", watched)
+        monkeypatch.setattr(vector_index, "BRIEF_S", 60.0)
+        filter = {"must": [{"key": "n", "match": {"value": 1}}]}
+        for asked in (1, 1, 2, 2):  # of another kind, then like the last
+            assert ids(await search(index, ORIGIN, limit=asked)) == [["b"]]
+        assert ids(await search(index, ORIGIN, "b", limit=2)) == [["b"], []]  # several
+        for _ in range(2):  # what passes may be looked for again
+            assert ids(await search(index, ORIGIN, filter=filter)) == [["b"]]
+        assert at_once == [False, True, False, True, False, False, False]
+
+        at_once.clear()
+        monkeypatch.setattr(vector_index, "BRIEF_S", 0.0)
+        for _ in range(2):
+            await search(index, ORIGIN)
+        assert at_once == [False, False]
+        # A dropped collection leaves nothing to one of the same name.
+        monkeypatch.setattr(vector_index, "BRIEF_S", 60.0)
+        await search(index, ORIGIN)
+        await index.drop("a")
+        await index.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
+        at_once.clear()
+        assert ids(await search(index, ORIGIN)) == [[]]
+        assert at_once == [False]
 
     asyncio.run(main())
 
