@@ -2,8 +2,8 @@
 
 Serve's direct ingress opens the port, serves HTTP and lets requests in flight end when it stops. For each of
 them it also makes two tasks, a queue and a context and counts it in metrics of its own, for which the gateway
-has no use: it has its own limits, time limit, metrics and log. Without these 16 clients got 2 270 searches/s
-instead of 1 700, and one its answer in 1.1 ms instead of 1.4 (two cores, 20 000 items).
+has no use: it has its own limits, time limit, metrics and log. Without these a search takes 0.43 ms of the
+gateway's core instead of 0.56 (16 clients; of one client 0.69 instead of 0.91).
 """
 
 import asyncio
