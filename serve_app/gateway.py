@@ -83,9 +83,9 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None, title="Sightline", version=__version__, description=DESCRIPTION, lifespan=lifespan
     )
     app.state.gateway = gateway
-    # A request is compared with one route after the other, by Serve once more, for the names of its metrics.
-    # As routes of the app itself, those asked for most come first, and a comparison costs a tenth of what it
-    # does within an included router.
+    # A request is compared with one route after the other, behind the proxy by Serve once more. As routes of
+    # the app itself, those asked for most come first, and a comparison costs a tenth of what it does within
+    # an included router.
     for routes in (embeddings, collections, classify, rerank, bulk, items, models, health, home):
         app.router.routes.extend(routes.router.routes)
     describe(app)

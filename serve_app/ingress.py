@@ -7,26 +7,36 @@ gateway's core instead of 0.56 (16 clients; of one client 0.69 instead of 0.91).
 """
 
 import asyncio
+import logging
+import time
 from typing import ClassVar, Final
 
+from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.backpressure import bound_proxy
 from serve_app.middleware import request_id_of
 
-BRIEF_S: Final = 0.02
+logger = logging.getLogger("ray.serve")
+
+WATCHED_AFTER_S: Final = 0.02
 """Whoever is answered sooner is not watched for going away."""
+BODILESS: Final = ("GET", "HEAD", "DELETE")
 
 
 def middlewares() -> list[Middleware]:
     """What Serve puts around its own handling of requests (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH)."""
-    return [Middleware(Ingress)]
+    around: list[Middleware] = bound_proxy()
+    # Where applications have an event loop of their own, this one cannot call them.
+    return around if RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD else [*around, Middleware(Ingress)]
 
 
 class Ingress:
     """ASGI middleware: requests go to this process's `application`, if it has one, and not to Serve.
 
-    As Serve would, it names every request, and cancels the work once the caller has gone away.
+    As Serve would, it names every request, logs it at INFO, and cancels the work once the caller has gone
+    away; one who leaves in the middle of a body is noticed by whoever reads it.
     """
 
     application: ClassVar[ASGIApp | None] = None
@@ -39,7 +49,7 @@ class Ingress:
         if application is None or scope["type"] != "http" or _is_serves(scope):
             await self._serve(scope, receive, send)
             return
-        caller = _Caller(receive, send, request_id_of(scope))
+        caller = _Caller(scope, receive, send)
         try:
             await application(scope, caller.receive, caller.send)
         except asyncio.CancelledError:
@@ -52,25 +62,30 @@ class Ingress:
 class _Caller:
     """One request's ASGI channels. The task that handles it is cancelled when its caller goes away."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._request_id = request_id
+        self._request_id = request_id_of(scope)
+        self._began = time.perf_counter()
         self._handling = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._status = 499  # unless there is an answer
         self._answered = False
         self.gone = False
+        if scope["method"] in BODILESS:
+            self._watch_soon()
 
     async def receive(self) -> Message:
         message = await self._receive()
         if self._timer is None and message["type"] == "http.request" and not message.get("more_body"):
-            # That was all of the body: only now can somebody else receive too.
-            self._timer = asyncio.get_running_loop().call_later(BRIEF_S, self._watch)
+            self._watch_soon()  # that was all of the body: only now can somebody else receive too
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._status = message["status"]
             message["headers"].append((b"x-request-id", self._request_id.encode("latin-1")))
         elif not message.get("more_body"):
             self._answered = True
@@ -82,6 +97,15 @@ class _Caller:
             self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
+            self._watching = None  # its error leads to its frame, and from there back here
+        if logger.isEnabledFor(logging.INFO):
+            route = getattr(self._scope.get("route"), "path", "unmatched")
+            took_ms = (time.perf_counter() - self._began) * 1e3
+            done = self._scope["method"], route, self._status, took_ms, self._request_id
+            logger.info("%s %s %s %.1fms, request %s", *done)
+
+    def _watch_soon(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, self._watch)
 
     def _watch(self) -> None:
         self._watching = asyncio.create_task(self._wait())

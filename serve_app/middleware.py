@@ -91,7 +91,7 @@ def _limit_of(request: Request) -> asyncio.Timeout:
 
 
 def request_id_of(scope: Scope) -> str:
-    """The caller's request id, or the one Serve's ingress gave; Serve also puts it on the answer."""
+    """The caller's request id, or one made here or by Serve; who took the request puts it on the answer."""
     state = scope.setdefault("state", {})
     if "request_id" not in state:
         state["request_id"] = Headers(scope=scope).get("x-request-id") or uuid.uuid4().hex

@@ -1,16 +1,17 @@
 """Requests past Serve's replica: who goes away is noticed, nobody else is taken for gone."""
 
 import asyncio
-import gc
+import logging
+import re
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress import BRIEF_S, Ingress
+from serve_app.ingress import WATCHED_AFTER_S, Ingress
 from serve_app.middleware import request_id_of
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "root_path": "", "headers": []}
@@ -29,20 +30,24 @@ class Server:
     uvicorn has it, the answer is complete."""
 
     def __init__(self, *messages: Message) -> None:
-        self._messages = [*messages]
-        self.ended = asyncio.Event()
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self.arrives(*messages)
         self.sent: list[Message] = []
 
+    def arrives(self, *messages: Message) -> None:
+        for message in messages:
+            self._messages.put_nowait(message)
+
+    def end(self) -> None:
+        self.arrives({"type": "http.disconnect"})
+
     async def receive(self) -> Message:
-        if self._messages:
-            return self._messages.pop(0)
-        await self.ended.wait()
-        return {"type": "http.disconnect"}
+        return await self._messages.get()
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            self.ended.set()
+            self.end()
 
 
 def start() -> Message:
@@ -98,56 +103,97 @@ def test_the_application_answers_and_serve_only_what_is_its_own() -> None:
     asyncio.run(main())
 
 
-def test_who_goes_away_after_the_body_cancels_the_work_and_leaves_nothing() -> None:
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize(
+    ("method", "messages"), [("POST", ({**BODY, "more_body": True}, BODY)), ("GET", ())], ids=["POST", "GET"]
+)
+def test_who_goes_away_after_the_body_cancels_the_work_and_leaves_nothing(
+    method: str, messages: tuple[Message, ...]
+) -> None:
     content: list[weakref.ref[Any]] = []
     cancelled: list[str] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         array = np.zeros(3)
         content.append(weakref.ref(array))
-        while (await receive()).get("more_body"):
+        while messages and (await receive()).get("more_body"):
             pass
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            cancelled.append(scope["path"])
+            cancelled.append(scope["method"])
             raise
 
     async def main() -> None:
-        server = Server({**BODY, "more_body": True}, BODY)
-        handling = serving(application, server)
-        await asyncio.sleep(2 * BRIEF_S)
+        server = Server(*messages)
+        handling = serving(application, server, method=method)
+        await asyncio.sleep(2 * WATCHED_AFTER_S)
         assert not handling.done()
-        server.ended.set()
-        await asyncio.wait_for(handling, 5)  # as if it had answered: there is nobody to tell
-        assert cancelled == ["/"]
+        server.end()
+        await asyncio.wait({handling}, timeout=5)
+        assert handling.result() is None  # as if it had answered: there is nobody to tell
+        assert cancelled == [method]
         assert server.sent == []
 
-    gc.disable()
-    try:
-        asyncio.run(main())
-        assert content[0]() is None
-    finally:
-        gc.enable()
+    asyncio.run(main())
+    assert content[0]() is None
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize("takes_s", [0, 2 * WATCHED_AFTER_S])
+def test_who_is_answered_leaves_nothing(takes_s: float) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        kept.append(weakref.ref(send.__self__))  # type: ignore[attr-defined]  # what holds the request
+        await receive()
+        await asyncio.sleep(takes_s)
+        await send(start())
+        await send(END)
+
+    async def main() -> None:
+        await serving(application, Server(BODY))
+        await asyncio.sleep(0)  # whoever watched ends
+
+    asyncio.run(main())
+    assert kept[0]() is None
 
 
 def test_who_goes_away_in_the_middle_of_the_body_is_told_of_by_receive() -> None:
-    received: list[MutableMapping[str, Any]] = []
+    received: list[Message] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         while not received or received[-1].get("more_body"):
             received.append(await receive())
 
     async def main() -> None:
-        server = Server({**BODY, "more_body": True})
+        part = {**BODY, "more_body": True}
+        server = Server(part)
         handling = serving(application, server)
-        await asyncio.sleep(2 * BRIEF_S)
-        assert len(received) == 1  # nobody else took the rest
-        server.ended.set()
-        await asyncio.wait_for(handling, 5)
-        assert received[-1] == {"type": "http.disconnect"}
+        for _ in range(2):
+            await asyncio.sleep(2 * WATCHED_AFTER_S)
+            server.arrives(part)
+        await asyncio.sleep(0)
+        server.end()
+        await asyncio.wait({handling}, timeout=5)
+        assert received == [part] * 3 + [{"type": "http.disconnect"}]  # nobody else took any of it
 
     asyncio.run(main())
+
+
+def test_every_request_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(END)
+
+    async def main() -> None:
+        await serving(application, Server(BODY), path="/a%0Ab", headers=[(b"x-request-id", b"mine")])
+
+    for level, lines in ((logging.WARNING, 0), (logging.INFO, 1)):
+        with caplog.at_level(level, "ray.serve"):
+            asyncio.run(main())
+        assert len(caplog.messages) == lines
+    assert re.fullmatch(r"POST unmatched 200 \d+\.\dms, request mine", caplog.messages[0])
 
 
 def test_work_that_goes_on_after_the_answer_is_not_cancelled() -> None:
@@ -155,10 +201,10 @@ def test_work_that_goes_on_after_the_answer_is_not_cancelled() -> None:
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        await asyncio.sleep(2 * BRIEF_S)
+        await asyncio.sleep(2 * WATCHED_AFTER_S)
         await send(start())
         await send(END)
-        await asyncio.sleep(2 * BRIEF_S)
+        await asyncio.sleep(2 * WATCHED_AFTER_S)
         finished.append(True)
 
     async def main() -> None:
@@ -177,7 +223,7 @@ def test_a_cancellation_from_elsewhere_is_passed_on() -> None:
 
     async def main() -> None:
         handling = serving(application, Server(BODY))
-        await asyncio.sleep(2 * BRIEF_S)
+        await asyncio.sleep(2 * WATCHED_AFTER_S)
         handling.cancel()
         await asyncio.wait({handling})
         assert handling.cancelled()

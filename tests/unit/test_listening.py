@@ -2,11 +2,14 @@
 
 import pydoc
 import socket
+from typing import Any
 
 import pytest
+from ray.serve._private import proxy
+from ray.serve._private.http_util import MessageQueue
 
 from configs.settings import ScaleSettings, SettingsError
-from serve_app.ingress import Ingress
+from serve_app import ingress
 from serve_app.listening import listening
 from tests.server import free_port
 
@@ -22,11 +25,14 @@ def test_a_single_gateway_listens_itself_and_the_proxy_elsewhere() -> None:
     assert (place.proxy["host"], place.proxy["request_timeout_s"]) == ("127.0.0.1", 5)
 
 
-def test_a_single_gateway_answers_itself() -> None:
+def test_a_single_gateway_answers_itself_on_its_own_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     place = listening({"host": "127.0.0.1", "port": free_port()}, ScaleSettings())
-    (name,) = [value for value in place.environment.values() if "." in value]
-    (middleware,) = pydoc.locate(name)()  # type: ignore[operator]
-    assert middleware.cls is Ingress
+    monkeypatch.setattr(proxy, "MessageQueue", MessageQueue)  # which the callback replaces
+    callback: Any = pydoc.locate(place.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])
+    monkeypatch.setattr(ingress, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", False)
+    assert [middleware.cls for middleware in callback()] == [ingress.Ingress]
+    monkeypatch.setattr(ingress, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", True)
+    assert callback() == []
 
 
 @pytest.mark.parametrize("scale", [ScaleSettings(replicas=2), ScaleSettings(max_replicas=3)])
