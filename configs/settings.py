@@ -260,7 +260,7 @@ class IndexSettings(Frozen):
     concurrent_calls: Positive = Field(
         default=8,
         description="reads, writes and searches at once; more than cores, for they wait for the disk too; "
-        "a search that is expected to take less than half a millisecond takes none of these threads",
+        "a search that is expected to take less than a millisecond takes none of these threads",
     )
     concurrent_filters: Positive = Field(
         default=4,

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 SOCKET_NAME = "line.socket"  # no collection is called so
 
-BRIEF_S = 0.0005
+BRIEF_S = 0.001
 """A search that takes less is made at once: handing it to a thread and back takes 0.2 ms."""
 
 
