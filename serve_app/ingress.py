@@ -7,8 +7,6 @@ gateway's core instead of 0.56 (16 clients; of one client 0.69 instead of 0.91).
 """
 
 import asyncio
-import logging
-import time
 from typing import ClassVar, Final
 
 from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
@@ -16,9 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.backpressure import bound_proxy
-from serve_app.middleware import request_id_of
-
-logger = logging.getLogger("ray.serve")
+from serve_app.middleware import log_here, request_id_of
 
 WATCHED_AFTER_S: Final = 0.02
 """Whoever is answered sooner is not watched for going away."""
@@ -35,7 +31,7 @@ def middlewares() -> list[Middleware]:
 class Ingress:
     """ASGI middleware: requests go to this process's `application`, if it has one, and not to Serve.
 
-    As Serve would, it names every request, logs it at INFO, and cancels the work once the caller has gone
+    As Serve would, it names every request, has it logged, and cancels the work once the caller has gone
     away; one who leaves in the middle of a body is noticed by whoever reads it.
     """
 
@@ -49,6 +45,7 @@ class Ingress:
         if application is None or scope["type"] != "http" or _is_serves(scope):
             await self._serve(scope, receive, send)
             return
+        log_here(scope)
         caller = _Caller(scope, receive, send)
         try:
             await application(scope, caller.receive, caller.send)
@@ -63,15 +60,12 @@ class _Caller:
     """One request's ASGI channels. The task that handles it is cancelled when its caller goes away."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope = scope
         self._receive = receive
         self._send = send
         self._request_id = request_id_of(scope)
-        self._began = time.perf_counter()
         self._handling = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._status = 499  # unless there is an answer
         self._answered = False
         self.gone = False
         if scope["method"] in BODILESS:
@@ -85,7 +79,6 @@ class _Caller:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
             message["headers"].append((b"x-request-id", self._request_id.encode("latin-1")))
         elif not message.get("more_body"):
             self._answered = True
@@ -98,11 +91,6 @@ class _Caller:
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None  # its error leads to its frame, and from there back here
-        if logger.isEnabledFor(logging.INFO):
-            route = getattr(self._scope.get("route"), "path", "unmatched")
-            took_ms = (time.perf_counter() - self._began) * 1e3
-            done = self._scope["method"], route, self._status, took_ms, self._request_id
-            logger.info("%s %s %s %.1fms, request %s", *done)
 
     def _watch_soon(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, self._watch)

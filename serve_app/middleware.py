@@ -99,6 +99,11 @@ def request_id_of(scope: Scope) -> str:
     return request_id
 
 
+def log_here(scope: Scope) -> None:
+    """Have RequestContext log this request at INFO, which Serve does of those that it hands on."""
+    scope.setdefault("state", {})["log_here"] = True
+
+
 class RequestContext:
     """ASGI middleware, the outermost: nothing that goes wrong inside leaves a caller without an answer."""
 
@@ -161,6 +166,9 @@ class RequestContext:
             total_ms = (time.perf_counter() - start) * 1e3
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.record(route, scope["method"], status, total_ms, timing.total)
+            if "log_here" in state:
+                done = scope["method"], route, status, total_ms, request_id_of(scope)
+                logger.info("%s %s %s %.1fms, request %s", *done)
 
 
 def server_timing(timing: Timing) -> str:

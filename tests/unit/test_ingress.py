@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from configs.settings import LimitSettings
 from serve_app.ingress import WATCHED_AFTER_S, Ingress
-from serve_app.middleware import request_id_of
+from serve_app.limits import Admissions
+from serve_app.middleware import RequestContext, request_id_of
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "root_path": "", "headers": []}
 BODY = {"type": "http.request", "body": b"all", "more_body": False}
@@ -142,10 +144,10 @@ def test_who_goes_away_after_the_body_cancels_the_work_and_leaves_nothing(
 @pytest.mark.usefixtures("no_collections")
 @pytest.mark.parametrize("takes_s", [0, 2 * WATCHED_AFTER_S])
 def test_who_is_answered_leaves_nothing(takes_s: float) -> None:
-    kept: list[weakref.ref[Any]] = []
+    kept: list[weakref.WeakMethod[Any]] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        kept.append(weakref.ref(send.__self__))  # type: ignore[attr-defined]  # what holds the request
+        kept.append(weakref.WeakMethod(send))  # of what holds the request
         await receive()
         await asyncio.sleep(takes_s)
         await send(start())
@@ -187,7 +189,8 @@ def test_every_request_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> No
         await send(END)
 
     async def main() -> None:
-        await serving(application, Server(BODY), path="/a%0Ab", headers=[(b"x-request-id", b"mine")])
+        wrapped = RequestContext(application, LimitSettings(), Admissions(LimitSettings()).requests)
+        await serving(wrapped, Server(BODY), path="/a%0Ab", headers=[(b"x-request-id", b"mine")])
 
     for level, lines in ((logging.WARNING, 0), (logging.INFO, 1)):
         with caplog.at_level(level, "ray.serve"):
