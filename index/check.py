@@ -1,6 +1,7 @@
 """Looks for damage in a data directory that nobody has open, and repairs nothing."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,8 @@ import numpy as np
 from index.catalog import LOCK_NAME, locked
 from index.errors import IndexUnavailable
 from index.items import Rowids
+from index.segment import Segment
+from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
 from index.store import FILE_NAME, Reader, Store
 
@@ -40,17 +43,25 @@ def _collection_problems(directory: Path) -> Iterator[str]:
     try:
         with store.snapshot() as reader:
             yield from reader.damage()
-            yield from _rows(reader)
-            yield from Snapshots(directory, reader.spec(), threads=1).problems()
+            segments = {}
+            snapshots = Snapshots(directory, reader.spec(), reader.identity(), threads=1)
+            for name, found in snapshots.examined(reader.last_rowid()):
+                if isinstance(found, Segment):
+                    segments[name] = found
+                else:
+                    yield f"snapshot {name}: {found}"
+            yield from _rows(reader, segments)
     except IndexUnavailable as error:
         yield error.message
     finally:
         store.close(CLOSED)
 
 
-def _rows(reader: Reader) -> Iterator[str]:
+def _rows(reader: Reader, segments: Mapping[str, Segment]) -> Iterator[str]:
+    """What is wrong with the vectors, and with those of them that the segments hold too."""
     spec, rowids = reader.spec(), reader.rowids()
     bad: list[Rowids] = []
+    other: Counter[str] = Counter()
     for start in range(0, len(rowids), ROWS_AT_ONCE):
         chunk = rowids[start : start + ROWS_AT_ONCE]
         vectors = reader.vectors(chunk, spec.dimensions)
@@ -58,5 +69,14 @@ def _rows(reader: Reader) -> Iterator[str]:
         if spec.metric == "cosine":
             wrong |= np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-3
         bad.append(chunk[wrong])
+        for name, segment in segments.items():
+            places = np.minimum(np.searchsorted(segment.rowids, chunk), len(segment.rowids) - 1)
+            held = segment.rowids[places] == chunk
+            other[name] += int(np.any(segment.vectors[places[held]] != vectors[held], axis=1).sum())
     if bad and (count := sum(map(len, bad))):
         yield f"{count} vectors are not what this collection stores (finite; of length 1 under cosine)"
+    for name, count in (+other).items():
+        yield (
+            f"snapshot {name}: {count} vectors are not the database's; delete its directory "
+            f"({SEGMENTS}/{name}), it is made again"
+        )

@@ -113,7 +113,7 @@ class Collection:
             with self._store.snapshot() as reader:
                 self.spec = reader.spec()
                 self._created = reader.created()
-                self._snapshots = Snapshots(directory, self.spec, threads)
+                self._snapshots = Snapshots(directory, self.spec, reader.identity(), threads)
                 self._version = reader.version  # the newest that is committed
                 self._views = {self._version: self._restored(reader)}
         except BaseException:
@@ -122,7 +122,7 @@ class Collection:
 
     def _restored(self, reader: Reader) -> View:
         """The view of a database's state: segments from their files, what is in none from the database."""
-        segments, missing = restored(self._snapshots.load(), reader.rowids())
+        segments, missing = restored(self._snapshots.load(reader.last_rowid()), reader.rowids())
         vectors = reader.vectors(missing, self.spec.dimensions)
         return View(segments, FlatRows(missing, vectors, self.spec.metric, self._threads))
 
@@ -338,7 +338,7 @@ class Collection:
                 return False
             self._building = True
             try:
-                self._rewrite(view, work, stop)
+                self._rewrite(view, work, lambda: stop() or self._closed)
             except Stopped:
                 return False
             except (OSError, RuntimeError, MemoryError) as error:
@@ -433,11 +433,12 @@ class Collection:
 
     def _tidy(self, writer: Writer) -> None:
         """After a commit: let go of the state before it, of dead rows if many, of a long log."""
+        view = self._views[writer.version + 1]
+        self._version = writer.version + 1
+        self._views = {self._version: view}  # first of all: whatever fails below, this is what is committed
         self._last_write = time.monotonic()
         self.spec = writer.spec()
-        view = self._views[writer.version + 1]
         if view.tail.tombstones > self._settings.compact_ratio * view.tail.size:
-            view = view.with_compact_tail()
-        self._version = writer.version + 1
-        self._views = {self._version: view}
+            with suppress(MemoryError):  # the dead rows stay until there is room for a copy
+                self._views = {self._version: view.with_compact_tail()}
         self._store.limit_wal()

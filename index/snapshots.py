@@ -74,9 +74,11 @@ class Snapshots:
     from the others, which a crash kept from being deleted.
     """
 
-    def __init__(self, collection: Path, spec: CollectionSpec, threads: int) -> None:
+    def __init__(self, collection: Path, spec: CollectionSpec, identity: str, threads: int) -> None:
+        """`identity` is the collection's own: another of its name may be made while one is written."""
         self._root = collection / DIRECTORY
         self._spec = spec
+        self._identity = identity
         self._threads = threads
 
     def write(
@@ -164,6 +166,7 @@ class Snapshots:
             segment = replace(segment, tuning=tuning)
         manifest = {
             "format": FORMAT,
+            "collection": self._identity,
             "kind": kind.name if kind else "flat",
             "metric": self._spec.metric,
             "dimensions": self._spec.dimensions,
@@ -175,14 +178,17 @@ class Snapshots:
         }
         return segment, manifest
 
-    def load(self) -> list[Segment]:
-        """The newest valid segments, ascending by rowid. What is damaged, or was absorbed, is removed."""
+    def load(self, last_rowid: int) -> list[Segment]:
+        """The newest valid segments, ascending by rowid. What is damaged, or was absorbed, is removed.
+
+        `last_rowid` is the newest that the database ever gave.
+        """
         chosen: list[Segment] = []
         if not self._root.is_dir():
             return chosen
         for path in sorted(self._root.iterdir(), key=_number, reverse=True):
             try:
-                segment = self._read(path)
+                segment = self._read(path, last_rowid)
             except Damaged as damage:
                 logger.warning("snapshot %s of %r is not used: %s", path.name, self._spec.name, damage)
             else:
@@ -196,19 +202,19 @@ class Snapshots:
         """Delete a segment's files; searches that still run on it keep them until they end."""
         shutil.rmtree(self._directory(segment.number), ignore_errors=True)
 
-    def problems(self) -> Iterator[str]:
-        """What `load` would refuse, and why; reads every file."""
+    def examined(self, last_rowid: int) -> Iterator[tuple[str, Segment | Damaged]]:
+        """Each by its directory's name, or why `load` would refuse it; reads every file."""
         with suppress(FileNotFoundError):
             for path in sorted(self._root.iterdir(), key=_number):
                 try:
-                    self._read(path)
+                    yield path.name, self._read(path, last_rowid)
                 except Damaged as damage:
-                    yield f"snapshot {path.name}: {damage}"
+                    yield path.name, damage
 
     def _directory(self, number: int) -> Path:
         return self._root / f"{number:06}"
 
-    def _read(self, directory: Path) -> Segment:
+    def _read(self, directory: Path, last_rowid: int) -> Segment:
         """Raises Damaged for anything but a whole snapshot of this collection."""
         try:
             manifest = json.loads((directory / MANIFEST).read_bytes())
@@ -217,6 +223,10 @@ class Snapshots:
             shape = manifest["metric"], manifest["dimensions"]
             if shape != (self._spec.metric, self._spec.dimensions):
                 raise Damaged("it belongs to a collection with other settings")
+            if manifest.get("collection", self._identity) != self._identity:  # older releases wrote none
+                raise Damaged("it belongs to a collection that had this name before")
+            if manifest["last_row"] > last_rowid:
+                raise Damaged("it is newer than the database, in whose place an older one was put")
             for name, expected in manifest["files"].items():
                 _check(directory / name, expected)
             kind = KINDS.get(manifest["kind"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from pydantic import ValidationError
 
 from index.errors import BadFilter, IndexUnavailable, VectorIndexError
 from index.filters import Condition
@@ -42,13 +43,21 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("keys", (CREATE,)),
+    (
+        "identity",
+        (
+            "ALTER TABLE state ADD COLUMN identity TEXT NOT NULL DEFAULT ''",
+            "UPDATE state SET identity = lower(hex(randomblob(16)))",
+        ),
+    ),
 )
+DAMAGED = "its database is damaged; restore it from a copy, or delete the collection"
 
 REASONS = {
     "SQLITE_FULL": "the disk is full; free some space and try again",
     "SQLITE_READONLY": "its files are read-only; make the data directory writable for this user",
-    "SQLITE_CORRUPT": "its database is damaged; restore it from a copy, or delete the collection",
-    "SQLITE_NOTADB": "its database is damaged; restore it from a copy, or delete the collection",
+    "SQLITE_CORRUPT": DAMAGED,
+    "SQLITE_NOTADB": DAMAGED,
     "SQLITE_CANTOPEN": "its files cannot be opened; check that the data directory exists and is accessible",
 }
 
@@ -70,11 +79,20 @@ class Reader:
         self.version: int = self._one("SELECT version FROM state")
 
     def spec(self) -> CollectionSpec:
-        return CollectionSpec.model_validate_json(self._one("SELECT spec FROM state"))
+        return _spec(self._one("SELECT spec FROM state"))
+
+    def identity(self) -> str:
+        """What this collection alone is called, of all that ever had its name."""
+        return str(self._one("SELECT identity FROM state"))
 
     def created(self) -> int:
         """When the collection was made, in seconds since 1970."""
         return int(self._one("SELECT created FROM state"))
+
+    def last_rowid(self) -> int:
+        """The newest that was ever given, to whatever item; 0 before the first."""
+        found = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        return int(found[0]) if found else 0
 
     def rowids(self) -> Rowids:
         """Every rowid, ascending: int64 [n]."""
@@ -160,7 +178,10 @@ class Reader:
         self, where: str, parameters: tuple[str | int, ...], include: Include
     ) -> Iterator[tuple[int, Record]]:
         for rowid, id, metadata, vector, thumbnail in self._rows(where, parameters, include):
-            read = None if metadata is None else json.loads(metadata)
+            try:
+                read = None if metadata is None else json.loads(metadata)
+            except ValueError:
+                raise IndexUnavailable(f"the metadata of item {id!r} cannot be read: {DAMAGED}") from None
             yield rowid, Record(id, read, None if vector is None else vector_of(vector), thumbnail)
 
     def _rows(
@@ -252,6 +273,7 @@ class Store:
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed: VectorIndexError | None = None
+        self._wal_bound = 0  # bytes; no shorter log is emptied
         with self._translated():
             if not self._path.is_file():
                 raise FileNotFoundError(f"{FILE_NAME} is missing")
@@ -270,7 +292,8 @@ class Store:
         store = cls(directory)
         with store._translated():
             store._writer.execute(
-                "INSERT INTO state (version, spec, created) VALUES (0, ?, ?)",
+                "INSERT INTO state (version, spec, created, identity)"
+                " VALUES (0, ?, ?, lower(hex(randomblob(16))))",
                 (spec.model_dump_json(), created),
             )
         return store
@@ -313,11 +336,14 @@ class Store:
 
         SQLite does so by itself only at a moment without readers, which under steady searches never
         comes. This waits for reads that are running, without stopping new ones, and may fail in peace:
-        the log is valid at any size.
+        the log is valid at any size. Where it waited in vain, for a read that takes long, it comes back
+        when the log has doubled.
         """
         with suppress(OSError, sqlite3.OperationalError):
-            if self._path.with_name(f"{FILE_NAME}-wal").stat().st_size > MAX_WAL_BYTES:
-                self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            size = self._path.with_name(f"{FILE_NAME}-wal").stat().st_size
+            if size > max(MAX_WAL_BYTES, self._wal_bound):
+                ((busy, *_),) = self._writer.execute("PRAGMA wal_checkpoint(RESTART)")
+                self._wal_bound = 2 * size if busy else 0
 
     def bytes_on_disk(self) -> int:
         with self._translated():
@@ -370,11 +396,14 @@ class Store:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.DatabaseError) as error:
+        except (OSError, sqlite3.DatabaseError, UnicodeDecodeError) as error:
             # The subclasses that mean wrong use of SQLite are bugs, and stay what they are.
             if isinstance(error, sqlite3.DatabaseError) and type(error) not in _ENVIRONMENT:
                 raise
-            name = getattr(error, "sqlite_errorname", "")
+            if isinstance(error, UnicodeDecodeError):  # a text of the database, such as its schema
+                name = "SQLITE_CORRUPT"
+            else:
+                name = getattr(error, "sqlite_errorname", "")
             primary = "_".join(name.split("_")[:2])
             reason = REASONS.get(primary, getattr(error, "strerror", None) or str(error))
             raise IndexUnavailable(f"collection {self.directory.name!r} cannot be used: {reason}") from error
@@ -412,12 +441,21 @@ def _size(path: Path) -> int:
     return 0
 
 
+def _spec(text: str) -> CollectionSpec:
+    try:
+        return CollectionSpec.model_validate_json(text)
+    except ValidationError:
+        raise IndexUnavailable(
+            "its settings cannot be read: they are damaged, or a newer release wrote them"
+        ) from None
+
+
 def _refresh_keys(connection: sqlite3.Connection) -> None:
     """Make the key table anew if another version of SQLite made it; see KeyTable.is_current."""
     state = connection.execute("SELECT spec FROM state").fetchone()
     if state is None:  # about to be created
         return
-    keys = KeyTable(connection, CollectionSpec.model_validate_json(*state).indexed_keys)
+    keys = KeyTable(connection, _spec(*state).indexed_keys)
     if not keys.is_current():
         connection.execute("BEGIN IMMEDIATE")
         keys.rebuild()

@@ -69,3 +69,18 @@ def test_the_command_checks_every_shard(tmp_path: Path, capsys: pytest.CaptureFi
     flip(segments(tmp_path / "index" / "shard-1-of-2")[0] / "rowids.npy")
     assert cli.main(["check", str(tmp_path)]) == 1
     assert "rowids.npy does not have the checksum" in capsys.readouterr().out
+
+
+def test_vectors_of_a_snapshot_that_are_not_the_database_s_are_found(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with sqlite3.connect(tmp_path / "c" / FILE_NAME) as connection:
+        connection.execute(
+            "UPDATE vectors SET vector = (SELECT vector FROM vectors WHERE rowid = 700)"
+            " WHERE rowid IN (500, 501, 2000)"
+        )
+    connection.close()
+    found = list(problems(tmp_path))
+    assert [problem.partition(";")[0] for problem in found] == [
+        "c: snapshot 000001: 2 vectors are not the database's",
+        "c: snapshot 000002: 1 vectors are not the database's",
+    ]

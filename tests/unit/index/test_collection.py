@@ -1,6 +1,7 @@
 """What a caller sees of one collection."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from index.errors import (
 )
 from index.items import Hit, Include, Item
 from index.spec import CollectionSpec
+from index.view import View
 
 ALL: Include = frozenset({"metadata", "vector", "thumbnail"})
 
@@ -338,3 +340,20 @@ def test_a_closed_collection_says_so(catalog: Catalog, points: Collection) -> No
     ):
         with pytest.raises(CollectionNotFound, match="was deleted"):
             use()
+
+
+def test_a_failure_after_a_commit_leaves_what_was_committed(
+    points: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points.upsert(line(20))
+    monkeypatch.setattr(View, "with_compact_tail", Mock(side_effect=MemoryError))
+    assert points.delete(map(str, range(10))) == 10
+    monkeypatch.setattr(points._store, "limit_wal", Mock(side_effect=OSError("the disk is gone")))
+    with pytest.raises(OSError, match="gone"):
+        points.delete(["10"])
+    monkeypatch.undo()
+    while points.maintain():
+        pass
+    assert ids(points.search([[0, 0]], 20)[0]) == [str(x) for x in range(11, 20)]
+    points.upsert([Item("new", [0, 0])])
+    assert points.info().count == 10

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import store as store_module
 from index.errors import IndexUnavailable
 from index.filters import compile_filter
 from index.items import metadata_text
@@ -194,14 +193,15 @@ def test_another_version_of_sqlite_makes_the_table_anew(tmp_path: Path) -> None:
         assert entries(store) == made
 
 
-def test_a_collection_of_the_first_schema_opens_and_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as before:
-        before.setattr(store_module, "MIGRATIONS", store_module.MIGRATIONS[:1])
-        with opened(tmp_path) as store:
-            put(store, {"a": {"color": "red"}})
-            store._writer.execute("UPDATE state SET spec = json_remove(spec, '$.indexed_keys')")
+def test_a_collection_of_the_first_schema_opens_and_works(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        put(store, {"a": {"color": "red"}})
+        store._writer.executescript(
+            "UPDATE state SET spec = json_remove(spec, '$.indexed_keys');"
+            "ALTER TABLE state DROP COLUMN identity;"
+            "DROP TABLE keys;"
+            "DELETE FROM schema_version WHERE version > 1"
+        )
     with opened(tmp_path) as store:
         put(store, {"b": {"color": "blue"}})
         assert matching(store, {"must": [RED]}) == ["a"]

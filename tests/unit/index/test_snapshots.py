@@ -3,19 +3,24 @@
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from configs.settings import IndexSettings
-from index import snapshots
+from index import ann, snapshots
 from index.catalog import Catalog
+from index.check import problems
 from index.collection import Collection
 from index.errors import IndexUnavailable
 from index.items import Item
 from index.spec import CollectionSpec
+from index.store import FILE_NAME
 from tests.unit.index.test_kinds import COUNT, DIMENSIONS, clustered
 
 SETTINGS = IndexSettings(threads=1, segment_rows=1000, merge_idle_s=1000)
@@ -164,3 +169,91 @@ def test_the_background_builds_by_itself_and_stops_with_the_catalog(tmp_path: Pa
         while collection.info().state == "building":
             assert collection.search([VECTORS[7]], 1)[0][0].id == "7"
         assert collection.info().actual_kind == "hnsw"
+
+
+def test_a_collection_made_anew_while_the_old_one_is_built_gets_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw")
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        old = catalog.create(spec)
+        old.upsert([Item(str(row), VECTORS[row]) for row in range(1000)])
+        mkdir = Path.mkdir
+
+        def made_anew_first(path: Path, *args: Any, **options: Any) -> None:
+            if path.name == snapshots.DIRECTORY:  # the old one's rewrite begins
+                monkeypatch.undo()
+                catalog.delete("c")
+                new = catalog.create(spec)
+                new.upsert([Item(str(row), -VECTORS[row]) for row in range(1000)])
+            mkdir(path, *args, **options)
+
+        monkeypatch.setattr(Path, "mkdir", made_anew_first)
+        assert not old.maintain()
+        # As if the thread had been stopped just before its last step.
+        snapshots.Snapshots(tmp_path / "c", spec, "another", 1).write(
+            [(np.arange(1, 1001), VECTORS[:1000])],
+            1000,
+            None,
+            threads=1,
+            target_recall=0.95,
+            stop=lambda: False,
+        )
+    assert any("had this name before" in problem for problem in problems(tmp_path))
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        hits = catalog.get("c").search(-VECTORS[:1000], 1)
+        assert [found[0].id for found in hits] == [str(row) for row in range(1000)]
+        assert catalog.get("c").info().segments == 0
+    assert segments(tmp_path) == []
+
+
+def test_an_older_database_in_its_place_is_not_searched_by_newer_snapshots(tmp_path: Path) -> None:
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(1000)])
+        assert collection.maintain()
+    shutil.copytree(tmp_path / "c", tmp_path / ".copy")
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        catalog.get("c").upsert([Item(str(row), VECTORS[row]) for row in range(1000, 2000)])
+        assert catalog.get("c").maintain()
+    shutil.copy(tmp_path / ".copy" / FILE_NAME, tmp_path / "c")
+    assert any("newer than the database" in problem for problem in problems(tmp_path))
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        catalog.get("c").upsert([Item(str(row), -VECTORS[row]) for row in range(1000, 2000)])
+    for _ in range(2):
+        with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+            hits = catalog.get("c").search(-VECTORS[1000:2000], 1, exact=True)
+            assert [found[0].id for found in hits] == [str(row) for row in range(1000, 2000)]
+            assert catalog.get("c").info().count == 2000
+
+
+def test_snapshots_of_an_older_release_are_used(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "c" / FILE_NAME)) as connection, connection:
+        connection.execute("ALTER TABLE state DROP COLUMN identity")
+        connection.execute("DELETE FROM schema_version WHERE name = 'identity'")
+    for directory in segments(tmp_path):
+        manifest = json.loads((directory / "manifest.json").read_text())
+        del manifest["collection"]
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 2
+        assert_whole(catalog.get("c"))
+
+
+def test_a_deleted_collection_is_not_built_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ann, "ADD_ROWS", 10)
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(1000)])
+        asked = 0
+
+        def deleted_at_the_third() -> bool:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                catalog.delete("c")
+            return False
+
+        assert not collection.maintain(deleted_at_the_third)
+        assert asked == 3
