@@ -26,6 +26,8 @@ from index.lookups import Lookup, Part, all_of, any_of, none_of
 MAX_DEPTH = 8
 MAX_CONDITIONS = 100  # each reads the row's JSON again; SQLite refuses expressions 1000 deep
 MAX_VALUES = 10_000
+INTEGERS = range(-(2**63), 2**63)
+"""SQLite reads others as floating point, where neighbours are equal."""
 
 CLAUSES = ("must", "should", "must_not")
 COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -142,6 +144,7 @@ class _Compiler:
             raise BadFilter(
                 f"match takes strings (UTF-8 without NUL), finite numbers and booleans; got {_short(match)}"
             )
+        _check_integers(groups[NUMBER])
         # Bound as JSON, so that SQLite reads both sides of the comparison the same way.
         bound = {kind: self.bind(json.dumps(group)) for kind, group in groups.items() if group}
 
@@ -175,6 +178,7 @@ class _Compiler:
             or not all(map(_is_number, range.values()))
         ):
             raise BadFilter(f"range takes finite numbers under gt, gte, lt, lte; got {_short(range)}")
+        _check_integers(range.values())
         bound = {COMPARISONS[name]: self.bind(json.dumps(number)) for name, number in range.items()}
 
         def within(row: str) -> str:
@@ -208,6 +212,14 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond float64
         return False
+
+
+def _check_integers(numbers: Iterable[object]) -> None:
+    if any(isinstance(number, int) and number not in INTEGERS for number in numbers):
+        raise BadFilter(
+            "an integer in a filter must fit 64 bits with a sign: larger ones are kept as floating point, "
+            "which cannot tell them apart; keep such numbers as strings, or compare with a float such as 1e19"
+        )
 
 
 def _short(value: object) -> str:

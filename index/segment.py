@@ -98,7 +98,7 @@ class SegmentView:
         if limit == 0 or len(queries) == 0:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
         if segment.kind and not exact:
-            effort = effort or (segment.tuning.effort if segment.tuning else 0)
+            effort = min(effort or (segment.tuning.effort if segment.tuning else 0), self.size)
             if self._approximates(segment.kind, survivors, limit, effort):
                 return self._approximate(segment.kind, queries, limit, positions, survivors, effort)
         return self._exact(queries, limit, positions)
@@ -138,7 +138,7 @@ class SegmentView:
             chosen = np.zeros(self.size, np.bool_)
             chosen[positions] = True
             selector = faiss.IDSelectorBitmap(bits(chosen))  # type: ignore[call-arg, arg-type]
-        effort = -(-effort * self.size // survivors)  # rounded up
+        effort = min(-(-effort * self.size // survivors), self.size)  # rounded up
         count = min(survivors, limit * kind.oversample)
         found = candidates(segment.index, kind, queries, count, effort, segment.threads, selector)
         scores, rows = best_of(queries, segment.vectors, found, limit, segment.metric)

@@ -229,3 +229,12 @@ def test_auto_chooses_by_size() -> None:
         assert kind_for("auto", 5000, total) is KINDS["hnsw"]
         assert kind_for("auto", 10, total) is None
     assert kind_for("auto", 5000, AUTO[0][0] - 1) is None
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_effort_beyond_the_rows_there_are_is_no_more_than_those(catalog: Catalog, kind: Kind) -> None:
+    collection, queries = filled(catalog, kind), clustered(10, seed=6)
+    exact = collection.search(queries, 10, exact=True)
+    for effort in (COUNT, 10**9, 2**31, 10**24):  # of 10^9 FAISS would make 8 GB
+        found = collection.search(queries, 10, effort=effort)
+        assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in exact]

@@ -19,6 +19,7 @@ IDS = st.sampled_from(["a", "b", "c", "é", "x'--", "\0"])
 VECTORS = st.tuples(st.integers(-4, 4), st.integers(-4, 4)).filter(any)
 GROUPS = st.integers(0, 2)
 ENTRIES = st.tuples(IDS, VECTORS, GROUPS)
+PLACES = st.floats(0, 1, exclude_max=True)
 ALL: Include = frozenset({"metadata", "vector"})
 
 
@@ -79,11 +80,11 @@ class CollectionMachine(RuleBasedStateMachine):
         assert info.tombstones <= 0.4 * (info.count + info.tombstones)
         assert info.problem is None
 
-    @rule(data=st.data())
-    def damage_a_snapshot_and_reopen(self, data: st.DataObject) -> None:
+    @rule(file=PLACES, place=PLACES)
+    def damage_a_snapshot_and_reopen(self, file: float, place: float) -> None:
         self.catalog.close()
         if files := sorted(self.catalog.root.glob("c/ann/*/*")):
-            damage(data.draw(st.sampled_from(files)), data.draw(st.floats(0, 1, exclude_max=True)))
+            damage(files[int(file * len(files))], place)
         self.catalog = open_catalog(self.catalog.root)
 
     @rule(query=VECTORS, limit=st.integers(1, 8), group=st.none() | GROUPS, exclude=st.none() | IDS)
