@@ -14,7 +14,7 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
-from index.backup import Manifest, Part, check_free, finish, part_directory, write_part
+from index.backup import Manifest, Part, check_free, discard, finish, part_directory, write_part
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
 from index.errors import BadItem, IndexUnavailable, ItemNotFound
@@ -55,6 +55,7 @@ class VectorIndex(OnLine):
         self._pool = ThreadPoolExecutor(settings.concurrent_calls, "index")
         self._filter_pool = ThreadPoolExecutor(settings.concurrent_filters, "index-filter")
         self._snapshot_pool = ThreadPoolExecutor(1, "index-snapshot")
+        self._evaluation_pool = ThreadPoolExecutor(1, "index-evaluation")
         # What was wanted of a collection the last time, if that was brief.
         self._brief: WeakKeyDictionary[Collection, Wanted | None] = WeakKeyDictionary()
 
@@ -157,8 +158,8 @@ class VectorIndex(OnLine):
         return hits, _since(start)
 
     async def evaluate(self, name: str, queries: int, k: int) -> Evaluation:
-        """Recall@k and latency against exact search; takes up to half a minute of one thread."""
-        return await self._run(lambda: self._catalog.get(name).evaluate(queries, k), self._filter_pool)
+        """Recall@k and latency against exact search; takes up to half a minute. One at a time."""
+        return await self._run(lambda: self._catalog.get(name).evaluate(queries, k), self._evaluation_pool)
 
     async def snapshot_part(self, name: str, to: str, id: str) -> Part:
         """Copies this shard's files to `to`; they become part of a snapshot by `finish_snapshot`.
@@ -179,6 +180,12 @@ class VectorIndex(OnLine):
             return await self._run(run, self._snapshot_pool)
         finally:  # the thread goes on when its request is cancelled
             stop.set()
+
+    async def discard_part(self, name: str, to: str, id: str) -> None:
+        """Deletes what `snapshot_part` wrote, for a snapshot that another shard could not take part in."""
+        location = requested(to, self._settings.snapshot_locations)
+        directory = part_directory(name, id, self._shard, self._settings.shards)
+        await self._run(lambda: discard(location, directory), self._snapshot_pool)
 
     async def finish_snapshot(self, to: str, manifest: Manifest) -> None:
         """Makes a snapshot of the parts that all shards have written."""

@@ -77,10 +77,24 @@ def write_part(source: Path, to: Location, directory: str, stop: threading.Event
                 name = path.relative_to(source).as_posix()
                 part[name] = _upload(path, target, f"{directory}/{name}", stop)
     except BaseException:
-        with suppress(OSError):
-            target.delete_dir(directory)
+        discard(to, directory)
         raise
     return part
+
+
+def discard(to: Location, directory: str) -> None:
+    """Delete a part, and the directories above that hold nothing else: a restore looks into each."""
+    from pyarrow.fs import FileSelector, FileType
+
+    target = to.open()
+    with suppress(OSError):
+        target.delete_dir(directory)
+    while directory := directory.rpartition("/")[0]:
+        with suppress(OSError):
+            inside = target.get_file_info(FileSelector(directory, recursive=True))
+            if any(info.type == FileType.File for info in inside):
+                return
+            target.delete_dir(directory)
 
 
 def finish(to: Location, manifest: Manifest) -> None:

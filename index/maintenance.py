@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from index.ann import kind_for
 from index.spec import Kind
@@ -69,7 +70,7 @@ def _should_join(sizes: Sequence[int]) -> bool:
 
 
 class Maintenance:
-    """A thread that does what is due in every collection until it is stopped."""
+    """A thread that does what is due in every collection, a piece of each in turn, until it is stopped."""
 
     def __init__(self, collections: Callable[[], Iterable["Collection"]]) -> None:
         self._collections = collections
@@ -83,15 +84,16 @@ class Maintenance:
         self._thread.join()
 
     def _run(self) -> None:
-        pause_until: dict[int, float] = {}
-        while not self._stop.wait(POLL_S):
+        pause_until: WeakKeyDictionary[Collection, float] = WeakKeyDictionary()
+        more = False
+        while not self._stop.wait(0 if more else POLL_S):
+            more = False
             for collection in self._collections():
-                if time.monotonic() < pause_until.get(id(collection), 0):
+                if self._stop.is_set() or time.monotonic() < pause_until.get(collection, 0):
                     continue
                 try:
-                    while collection.maintain(self._stop.is_set) and not self._stop.is_set():
-                        pass
+                    more |= collection.maintain(self._stop.is_set)
                 except Exception as error:
                     # Searches and writes go on without it; `info` shows the reason.
                     logger.warning("maintenance of %r failed: %s", collection.spec.name, error)
-                    pause_until[id(collection)] = time.monotonic() + RETRY_S
+                    pause_until[collection] = time.monotonic() + RETRY_S

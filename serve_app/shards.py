@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
 from index.backup import Manifest
 from index.collection import CollectionInfo
-from index.errors import BadItem, CollectionNotFound, VectorIndexError
+from index.errors import BadItem, CollectionNotFound, IndexUnavailable, VectorIndexError
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
@@ -173,10 +174,23 @@ class Shards:
         """A whole copy of the collection at `to`. Each shard's part is of one moment of its own."""
         id = uuid4().hex
         created = int(time.time())
-        parts = await self._scatter.all("snapshot_part", name, to, id)
+        try:
+            parts = await self._scatter.all("snapshot_part", name, to, id)
+        except BaseException:
+            await self._discard(name, to, id)
+            raise
         manifest = Manifest(collection=name, id=id, created=created, parts=tuple(parts))
-        await self._shards[0].ask("finish_snapshot", to, manifest)
+        try:
+            await self._shards[0].ask("finish_snapshot", to, manifest)
+        except IndexUnavailable:  # of a shard that does not answer nobody knows whether it finished
+            await self._discard(name, to, id)
+            raise
         return manifest
+
+    async def _discard(self, name: str, to: str, id: str) -> None:
+        """Have no part of a snapshot left, as far as the shards answer: a restore would stop at it."""
+        with suppress(*NO_ANSWER):
+            await self._scatter.all("discard_part", name, to, id)
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)

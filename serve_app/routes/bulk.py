@@ -108,10 +108,11 @@ class _Stream:
                 yield
         except TimeoutError:
             message = f"the next batch took longer than {self._timeout_s:g} s to arrive and be stored"
-            raise self._stopped(ApiError(408, "timeout", message)) from None
+            raise self._stopped(ApiError(408, "timeout", message), perhaps=bool(names)) from None
         except KNOWN as error:
             await discard(self.chunks)
-            raise self._stopped(api_error(error, names.__getitem__)) from None
+            told = api_error(error, names.__getitem__)
+            raise self._stopped(told, perhaps=bool(names) and told.status >= 500) from None
 
     def add(self, ids: Sequence[str], last: int) -> None:
         """These are on disk, up to the line or row `last`."""
@@ -124,12 +125,19 @@ class _Stream:
         shown = self._ids if self._stored <= schemas.SHOWN_IDS else None
         return json_response({"upserted": self._stored, "ids": shown})
 
-    def _stopped(self, error: ApiError) -> ApiError:
-        done = "Nothing was stored."
-        if self._last is not None:
+    def _stopped(self, error: ApiError, perhaps: bool) -> ApiError:
+        """`perhaps` the batch under way is stored too, or will be."""
+        if self._last is None:
             done = (
-                f"The {self._stored} items up to {self._unit} {self._last} are stored and nothing after "
-                f"them: send again from {self._unit} {self._last + 1}."
+                "Perhaps the first batch is stored: send everything again."
+                if perhaps
+                else "Nothing was stored."
+            )
+        else:
+            more = "perhaps the next batch too" if perhaps else "nothing after them"
+            done = (
+                f"The {self._stored} items up to {self._unit} {self._last} are stored and {more}: "
+                f"send again from {self._unit} {self._last + 1}."
             )
         # `line 7.vector` begins with `line 7`; the message itself says what of it is wrong.
         message = f"{error.param.split('.')[0]}: {error.message}" if error.param else error.message

@@ -14,6 +14,8 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
 from index.errors import BadFilter, BadItem, BadVector, CollectionNotFound, IndexUnavailable
 from index.items import Item, Wanted
+from index.locations import Location
+from index.restore import restore_all
 from index.shards import shard_directory, shard_of
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
@@ -221,6 +223,29 @@ def test_damaged_files_of_one_shard_are_named(cluster: Cluster) -> None:
     asyncio.run(main())
 
 
+def test_a_snapshot_that_one_shard_cannot_take_part_in_leaves_no_part(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    place = tmp_path / "snapshots"
+    for index in cluster.indexes:
+        index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(place),)})
+
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.handles[1].lost_at = "snapshot_part"
+        with pytest.raises(ShardDown):
+            await shards.snapshot("a", "monday")
+        assert not list(place.glob("monday/*"))
+        cluster.handles[1].lost_at = None
+        cluster.handles[1].up.set()
+        await recovered(shards)
+        manifest = await shards.snapshot("a", "tuesday")
+        assert len(manifest.parts) == 3
+
+    asyncio.run(main())
+    assert restore_all(Location(str(place), ("tuesday",)), tmp_path / "new") == (3, ["a"])
+
+
 def test_shards_without_items_are_no_part_of_an_evaluation(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
@@ -299,6 +324,7 @@ def test_searches_by_the_same_filter_travel_together_and_others_alone(tmp_path: 
 
 
 def test_every_method_of_the_index_that_routes_call_is_there() -> None:
-    own = {"ready", "unavailable", "line", "spec", "snapshot_part", "finish_snapshot"}  # for Shards itself
+    snapshots = {"snapshot_part", "discard_part", "finish_snapshot"}
+    own = {"ready", "unavailable", "line", "spec"} | snapshots  # for Shards itself
     methods = {name for name, _ in inspect.getmembers(VectorIndex, inspect.iscoroutinefunction)}
     assert {name for name in methods if not name.startswith("_")} - own <= set(dir(Shards))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.settings import IndexSettings
-from index.backup import MANIFEST, Manifest, check_free, finish, part_directory, write_part
+from index.backup import MANIFEST, Manifest, check_free, discard, finish, part_directory, write_part
 from index.catalog import Catalog
 from index.check import problems
 from index.collection import Collection
@@ -271,8 +271,30 @@ def test_a_snapshot_that_is_given_up_leaves_nothing(
         filled.copy_to(copy)
         with pytest.raises(IndexUnavailable, match="given up"):
             write_part(copy, place, part_directory("filled", "0" * 32, 0, 1), stop)
-    with pytest.raises(BadSnapshot):
+    with pytest.raises(BadSnapshot, match="holds no snapshot"):
         manifests(place)
+
+
+def test_one_that_failed_is_not_in_the_way_of_those_beside_it(
+    catalog: Catalog, filled: Collection, place: Location, tmp_path: Path
+) -> None:
+    snapshot(catalog, "filled", place)
+    catalog.create(CollectionSpec(name="other", dimensions=2))
+    part = part_directory("other", "0" * 32, 0, 2)
+    with catalog.scratch() as copy:
+        catalog.get("other").copy_to(copy)
+        write_part(copy, place, part, NEVER)
+    with pytest.raises(BadSnapshot, match="other has no manifest"):
+        manifests(place)
+    discard(place, part)
+    assert restore(place, tmp_path / "new", 0, 1) == ["filled"]
+    discard(place, part)  # of nothing
+    again = part_directory("filled", "1" * 32, 0, 1)
+    with catalog.scratch() as copy:
+        filled.copy_to(copy)
+        write_part(copy, place, again, NEVER)
+    discard(place, again)  # beside a whole one of the same collection
+    assert restore(place, tmp_path / "newer", 0, 1) == ["filled"]
 
 
 def test_a_part_that_others_cannot_see_makes_no_snapshot(

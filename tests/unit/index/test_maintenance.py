@@ -1,11 +1,14 @@
 """What is due in the background, from the sizes of a collection's segments and of its rows in memory."""
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 
-from index.ann import AUTO, KINDS
+from index.ann import AUTO, KINDS, Stop
 from index.flat import FlatRows
-from index.maintenance import Work, due
+from index.maintenance import Maintenance, Work, due
 from index.segment import Segment, SegmentView
 from index.spec import Kind
 from index.view import View
@@ -57,3 +60,24 @@ def test_flat_segments_get_an_index_once_the_rows_have_become_many() -> None:
     assert work("auto", idle=True) == Work(0, 1, tail=False)
     assert work("auto", idle=False) is None
     assert work("flat", idle=True) is None
+
+
+def test_a_collection_with_ever_more_to_do_leaves_the_others_their_turn() -> None:
+    done: list[str] = []
+    turn = threading.Event()
+
+    class Busy:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def maintain(self, stop: Stop) -> bool:
+            done.append(self.name)
+            if len(done) == 6:
+                turn.set()
+            return not turn.is_set()
+
+    both: Any = [Busy("a"), Busy("b")]
+    maintenance = Maintenance(lambda: both)
+    assert turn.wait(30)
+    maintenance.stop()
+    assert done[:6] == ["a", "b"] * 3
