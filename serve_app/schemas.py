@@ -26,7 +26,7 @@ Filter = Annotated[
         description='{"must": […], "should": […], "must_not": […]} of conditions and of filters again. A '
         'condition is {"key": "a.b", "match": {"value": x} or {"any": [x, …]}}, or has "range": {"gte": 1, '
         '"lt": 5} (also gt, lte) or "exists": true in place of match. A dot in a key leads into an object; '
-        "`\\.` is a dot within a name."
+        "`\\.` is a dot within a name. Integers must fit 64 bits with a sign."
     ),
 ]
 
@@ -233,8 +233,12 @@ class StreamResponse(BaseModel):
     ids: list[str] | None = Field(description=f"as they were stored; null when more than {SHOWN_IDS}")
 
 
+MISSING_IDS = 10_000
+"""Asked for in one request."""
+
+
 class MissingRequest(Strict):
-    ids: ListOf[ItemId] = Field(max_length=10_000)
+    ids: ListOf[ItemId] = Field(max_length=MISSING_IDS)
 
 
 class MissingResponse(BaseModel):

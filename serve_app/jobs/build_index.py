@@ -31,6 +31,7 @@ from deployments.ray_cluster import connected
 from serve_app.jobs.images import THERE, Embed, Folder, Read
 from serve_app.jobs.server import KEY_VARIABLE, Collection, Item, Refused
 from serve_app.jobs.vectors import BadTable, Layout
+from serve_app.schemas import MISSING_IDS
 
 READ_AT_ONCE: Final = 32  # files; one question to the server for each
 EMBED_AT_ONCE: Final = 32  # images a forward; larger batches gain nothing on a CPU
@@ -64,9 +65,14 @@ class Workers:
 
 
 def index_images(
-    source: str, collection: Collection, settings: ClipSettings, cache_dir: Path, workers: Workers
-) -> Outcome:
-    """Embed and store the images under `source` that the collection does not have.
+    source: str,
+    collection: Collection,
+    settings: ClipSettings,
+    cache_dir: Path,
+    workers: Workers,
+    outcome: Outcome,
+) -> None:
+    """Embed and store the images under `source` that the collection does not have; `outcome` is added to.
 
     Raises:
         Refused: the server does not take them, or does not answer.
@@ -74,12 +80,11 @@ def index_images(
         ValueError, OSError: the source cannot be listed.
     """
     folder = Folder.at(source)
-    files = list(folder.files())
+    files = list(folder.files(outcome.problems))
     if not files:
         raise ValueError(f"{source} holds no files")
     collection.open({})  # tells what is wrong with the server before anything is started
     encoder = resolve(settings, cache_dir, starter=ENCODER), settings, cache_dir, workers.cpus
-    outcome = Outcome()
     one_for_reading = 1
     wanted = workers.count * workers.cpus + one_for_reading
     with (
@@ -95,7 +100,6 @@ def index_images(
         for batch in _embedded(files, Read(folder, collection), encoder, workers):
             _store_batch(batch, collection, outcome)
             bar.update(len(batch["id"]))
-    return outcome
 
 
 def cpus_wanted(wanted: float, free: float, every: float) -> str:
@@ -159,9 +163,16 @@ def _store_batch(batch: dict[str, Any], collection: Collection, outcome: Outcome
 
 
 def index_vectors(
-    source: str, collection: Collection, layout: Layout, fingerprint: str | None, batch: int
-) -> Outcome:
+    source: str,
+    collection: Collection,
+    layout: Layout,
+    fingerprint: str | None,
+    batch: int,
+    outcome: Outcome,
+) -> None:
     """Store the rows of Parquet files, a file or a folder of them, that the collection does not have.
+
+    `outcome` is added to.
 
     Raises:
         Refused: as for images.
@@ -173,7 +184,6 @@ def index_vectors(
     folder = Folder.at(source)
     table = dataset.dataset(folder.root, filesystem=folder.filesystem, format="parquet")
     columns = layout.columns(table.schema)
-    outcome = Outcome()
     row = 0
     opened = False
     with tqdm(total=table.count_rows(), desc="indexing", unit="row") as bar:
@@ -196,27 +206,35 @@ def index_vectors(
                 outcome.problems |= refusals
             row += len(part)
             bar.update(len(part))
-    return outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job; 1 when nothing could be done, or the server refused."""
     given = _parser().parse_args(arguments)
     collection = Collection(given.url.rstrip("/"), given.collection, os.environ.get(KEY_VARIABLE))
+    outcome, problem = Outcome(), None
     try:
         if given.vector_column:
             metadata = tuple(given.metadata_columns.split(",")) if given.metadata_columns else None
             layout = Layout(given.vector_column, given.id_column, metadata)
-            outcome = index_vectors(given.source, collection, layout, given.fingerprint, given.batch)
+            index_vectors(given.source, collection, layout, given.fingerprint, given.batch, outcome)
         else:
             settings = ClipSettings(source=given.model)
             workers = Workers(given.workers, given.cpus, given.address)
-            outcome = index_images(given.source, collection, settings, given.cache_dir.resolve(), workers)
+            index_images(given.source, collection, settings, given.cache_dir.resolve(), workers, outcome)
     except (Refused, BadTable, SettingsError, SightlineError, ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        problem = str(error)
     outcome.report()
-    return 0 if outcome.stored or outcome.there else 1
+    if problem is not None:
+        sys.stderr.write(f"{problem}\n")
+    return 0 if problem is None and (outcome.stored or outcome.there) else 1
+
+
+def _batch_rows(text: str) -> int:
+    rows = int(text)
+    if not 1 <= rows <= MISSING_IDS:
+        raise argparse.ArgumentTypeError(f"{rows}; 1 to {MISSING_IDS} rows are sent at once")
+    return rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -239,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     vectors.add_argument("--id-column", help="without it ids are made from the vectors")
     vectors.add_argument("--metadata-columns", help="separated by commas (default: all others)")
     vectors.add_argument("--fingerprint", help="of the model that made them, for a collection of a model")
-    vectors.add_argument("--batch", type=int, default=500, help="rows sent at once")
+    vectors.add_argument("--batch", type=_batch_rows, default=500, help="rows sent at once (%(default)s)")
     return parser
 
 

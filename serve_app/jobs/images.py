@@ -1,5 +1,7 @@
 """The stages of an image job, as Ray Data runs them: read and ask, then decode and embed."""
 
+import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from deployments.models.sources import Source
 from deployments.models.towers import Encoder
 from deployments.threads import threads_for
 from index.items import content_id
+from index.keys import is_utf8
 from serve_app.jobs.server import Collection
 
 Columns = dict[str, Any]  # by name, each as long as the others
@@ -40,13 +43,24 @@ class Folder:
             source = str(Path(source).expanduser().resolve())
         return cls(*fs.FileSystem.from_uri(source))
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Paths under the root and bytes, in the order of their names; hidden ones are passed over."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.root, recursive=True))
-        for info in sorted(found, key=lambda info: info.path):
-            path = info.path.removeprefix(self.root).lstrip("/")
-            if info.type == fs.FileType.File and not any(part[0] == "." for part in path.split("/")):
-                yield path, info.size
+    def files(self, problems: dict[str, str]) -> Iterator[tuple[str, int]]:
+        """Paths under the root and bytes, in the order of their names; hidden ones are passed over.
+
+        What cannot be one is added to `problems`, by its name. Raises OSError if the root cannot be listed.
+        """
+        # Of a local folder pyarrow gives nothing at all when one name in it is not UTF-8.
+        local = isinstance(self.filesystem, fs.LocalFileSystem)
+        found = _walked(self.root, problems) if local else self._listed()
+        for path, size in sorted(found):
+            if not is_utf8(path):
+                problems[ascii(path)] = "its name is not UTF-8; rename it"
+            elif not any(part[0] == "." for part in path.split("/")):
+                yield path, size
+
+    def _listed(self) -> Iterator[tuple[str, int]]:
+        for info in self.filesystem.get_file_info(fs.FileSelector(self.root, recursive=True)):
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(self.root).lstrip("/"), info.size
 
     def read(self, path: str) -> bytes:
         with self.filesystem.open_input_file(f"{self.root}/{path}") as file:
@@ -122,6 +136,24 @@ class Embed:
             return decode(content, self._encoder.image.size, LimitSettings().max_image_pixels)
         except SightlineError as error:
             return str(error)
+
+
+def _walked(root: str, problems: dict[str, str]) -> Iterator[tuple[str, int]]:
+    def note(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        problems[os.path.relpath(error.filename, root)] = f"cannot be listed: {error.strerror}"
+
+    for directory, _, names in os.walk(root, onerror=note, followlinks=True):
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                problems[os.path.relpath(path, root)] = f"cannot be read: {error.strerror}"
+            else:
+                if stat.S_ISREG(status.st_mode):
+                    yield os.path.relpath(path, root), status.st_size
 
 
 def _as_objects(values: list[bytes]) -> Any:

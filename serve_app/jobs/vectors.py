@@ -7,9 +7,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from index.items import content_id
+from index.errors import BadItem
+from index.items import check_id, content_id
 from serve_app.jobs.server import Item
 
+SHOWN_CHARS: Final = 80  # of the name of a row whose id is too long
 NUMBERS: Final = "a vector is a list of numbers, none of them null"
 
 
@@ -56,4 +58,9 @@ class Layout:
                 yield name, f"column {self.id!r} is null"
             else:
                 numbers = values.to_numpy(zero_copy_only=False).astype(np.float32)
-                yield Item(content_id(numbers) if id is None else str(id), name, numbers, row)
+                try:
+                    made = content_id(numbers) if id is None else check_id(str(id))
+                except BadItem as error:
+                    yield name[:SHOWN_CHARS], error.message
+                else:
+                    yield Item(made, name, numbers, row)

@@ -1,6 +1,7 @@
 """The job's parts against an application in this process: Parquet with vectors, and the stages of images."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -65,7 +66,7 @@ def count_of(collection: LocalCollection) -> int:
 
 
 def test_parquet_becomes_items_once(client: LocalClient, collection: LocalCollection, tmp_path: Path) -> None:
-    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.build_index import Outcome, index_vectors
     from serve_app.jobs.vectors import Layout
 
     rng = np.random.default_rng(0)
@@ -80,7 +81,8 @@ def test_parquet_becomes_items_once(client: LocalClient, collection: LocalCollec
         price=list(range(25)),
         day=[date(2026, 1, 1)] * 25,
     )
-    first = index_vectors(str(source), collection, Layout("embedding", "sku"), None, 10)
+    first, again = Outcome(), Outcome()
+    index_vectors(str(source), collection, Layout("embedding", "sku"), None, 10, first)
     assert (first.stored, first.there) == (21, 0)
     assert set(first.problems) == {f"row {i} (id s{i})" for i in (3, 7, 11, 13)}
     assert "null" in first.problems["row 3 (id s3)"]
@@ -89,18 +91,19 @@ def test_parquet_becomes_items_once(client: LocalClient, collection: LocalCollec
     shown = client.get(f"/v1/collections/{collection.name}/items/s5", params={"include": "vector"}).json()
     assert shown["metadata"] == {"price": 5, "day": "2026-01-01"}
     assert shown["vector"] == pytest.approx((vectors[5] / np.linalg.norm(vectors[5])).tolist(), abs=1e-6)
-    again = index_vectors(str(tmp_path), collection, Layout("embedding", "sku"), None, 10)
+    index_vectors(str(tmp_path), collection, Layout("embedding", "sku"), None, 10, again)
     assert (again.stored, again.there) == (0, 21)
 
 
 def test_parquet_without_ids_takes_them_from_the_vectors(collection: LocalCollection, tmp_path: Path) -> None:
-    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.build_index import Outcome, index_vectors
     from serve_app.jobs.vectors import Layout
 
     vectors = np.eye(3, dtype=np.float64)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 3)
     source = written(tmp_path / "b.parquet", v=column, kept=[1, 2, 3], dropped=[4, 5, 6])
-    outcome = index_vectors(str(source), collection, Layout("v", metadata=("kept",)), None, 500)
+    outcome = Outcome()
+    index_vectors(str(source), collection, Layout("v", metadata=("kept",)), None, 500, outcome)
     assert (outcome.stored, outcome.problems) == (3, {})
     ids = [content_id(row.astype(np.float32)) for row in vectors]
     assert collection.missing([*ids, "other"]) == {"other"}
@@ -116,12 +119,61 @@ def test_parquet_without_ids_takes_them_from_the_vectors(collection: LocalCollec
 def test_a_table_without_such_columns_is_told(
     collection: LocalCollection, tmp_path: Path, layout: tuple[str, None], told: str
 ) -> None:
-    from serve_app.jobs.build_index import index_vectors
+    from serve_app.jobs.build_index import Outcome, index_vectors
     from serve_app.jobs.vectors import BadTable, Layout
 
     source = written(tmp_path / "c.parquet", v=[[1.0]], n=[1])
     with pytest.raises(BadTable, match=told):
-        index_vectors(str(source), collection, Layout(*layout), None, 500)
+        index_vectors(str(source), collection, Layout(*layout), None, 500, Outcome())
+
+
+def test_ids_the_server_would_not_have_are_left_out_alone(
+    collection: LocalCollection, tmp_path: Path
+) -> None:
+    from serve_app.jobs.build_index import Outcome, index_vectors
+    from serve_app.jobs.vectors import Layout
+
+    source = written(tmp_path / "d.parquet", v=[[1.0, 2.0]] * 4, id=["a", "", "x" * 513, "b"])
+    outcome = Outcome()
+    index_vectors(str(source), collection, Layout("v", "id"), None, 500, outcome)
+    assert outcome.stored == 2
+    assert [reason for reason in outcome.problems.values() if "1 to 512 characters" in reason] != []
+    assert [len(name) < 100 for name in outcome.problems] == [True, True]
+    assert collection.missing(["a", "b", "c"]) == {"c"}
+
+
+def test_what_cannot_be_a_file_name_elsewhere_is_left_out_alone(tmp_path: Path) -> None:
+    from serve_app.jobs.images import Folder
+
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"22")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    problems: dict[str, str] = {}
+    assert list(Folder.at(str(tmp_path)).files(problems)) == [("a.jpg", 1)]
+    assert list(problems) == ["gone.jpg", r"'caf\udce9.jpg'"]
+    with pytest.raises(OSError, match="No such file"):
+        list(Folder.at(str(tmp_path / "no")).files({}))
+
+
+def test_what_was_done_before_the_server_refused_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_app.jobs import build_index
+
+    def refused(*given: Any) -> None:
+        given[-1].stored = 3
+        given[-1].problems["row 1"] = "is bad"
+        raise Refused(507, "no more room")
+
+    monkeypatch.setattr(build_index, "index_vectors", refused)
+    assert build_index.main([str(tmp_path), "c", "--vector-column", "v"]) == 1
+    told = capsys.readouterr()
+    assert "stored 3, there already 0, left out 1" in told.out
+    assert "left out: row 1: is bad\nno more room" in told.err
+    with pytest.raises(SystemExit):
+        build_index.main([str(tmp_path), "c", "--batch", "10001"])
+    assert "1 to 10000 rows" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_the_collections_is_refused(
@@ -157,7 +209,7 @@ def test_images_are_read_asked_for_and_embedded_as_the_server_does(
     )
     assert sent.status == 200
     folder = Folder.at(str(tmp_path))
-    files = list(folder.files())
+    files = list(folder.files({}))
     assert [path for path, _ in files] == ["a.jpg", "cut.jpg", "note.txt", "sub/b.jpg"]
     columns = {
         "path": np.array([p for p, _ in files] + ["gone"]),
