@@ -73,9 +73,13 @@ def with_engines(networks: Networks, engines: Sequence[Any]) -> Networks:
 
 
 @torch.inference_mode()
-def bare(module: torch.nn.Module, inputs: Sequence[NDArray[Any]], seconds: float) -> float:
-    """Rows per second of the network alone, captured once and replayed for `seconds`."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+def bare(
+    module: torch.nn.Module, inputs: Sequence[NDArray[Any]], stream: torch.cuda.Stream, seconds: float
+) -> float:
+    """Rows per second of the network alone, captured once and replayed for `seconds` on `stream`.
+
+    No engine may use that stream: what it captured would not outlive this graph.
+    """
     with torch.cuda.stream(stream):
         tensors = [torch.from_numpy(array).cuda() for array in inputs]
         for tensor in tensors:
@@ -104,14 +108,19 @@ def measure_all(networks: Networks, jpegs: Sequence[bytes], options: argparse.Na
     modules = [engine.module for engine in engines if isinstance(engine, CudaEngine)]
     recorders = [Recorder() for _ in engines]
     recorded = works(with_engines(networks, recorders), jpegs)
-    plain = [CudaEngine(module, precision=options.precision, max_graphs=0) for module in modules]
+    # Copies, for an engine reorders the weights of its module, which the graphs of another go on reading.
+    plain = [
+        CudaEngine(copy.deepcopy(module), precision=options.precision, max_graphs=0) for module in modules
+    ]
     eager = works(with_engines(networks, plain), jpegs)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     served = [works(networks, jpegs) for _ in range(networks.concurrency)]
     place = {"image": 0, "text": 1, "classify": 2, "classify-long": 2}
     results = []
     for kind in KINDS:
         for batch in options.batches:
             recorded[kind](batch)
+            at = place[kind]
             workers = [work[kind] for work in served]
             for work in workers:
                 work(batch)  # captures, for each lane
@@ -119,7 +128,7 @@ def measure_all(networks: Networks, jpegs: Sequence[bytes], options: argparse.Na
                 Measured(
                     kind,
                     batch,
-                    round(bare(modules[place[kind]], recorders[place[kind]].inputs, options.seconds), 1),
+                    round(bare(modules[at], recorders[at].inputs, stream, options.seconds), 1),
                     measure([eager[kind]], batch, options.seconds).items_per_s,
                     measure(workers[:1], batch, options.seconds).items_per_s,
                     measure(workers, batch, options.seconds).items_per_s,

@@ -78,7 +78,9 @@ class ScaleSettings(Frozen):
         "would be hidden from the batch queue and from health checks; calls past Serve do not count",
     )
     cpus: float = Field(default=0.1, ge=0)
-    gpus: float = Field(default=0, ge=0)
+    gpus: float = Field(
+        default=0, ge=0, le=1, description="share of one that each replica is given; with 0 it sees none"
+    )
 
     @property
     def autoscales(self) -> bool:

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from configs.settings import BatchSettings
-from deployments.errors import ModelFailed, NotReady, Overloaded, SightlineError
+from deployments.errors import ModelFailed, ModelLost, NotReady, Overloaded, SightlineError
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -278,6 +278,8 @@ class BatchQueue(Generic[Item, Output]):
                 del self._running[ran]
                 forward.result()  # raises if the executor, not the model, failed
                 self._deliver(ran)
+                if isinstance(ran.outputs[0], ModelLost):
+                    self._end(ran.outputs[0])  # so that `check` says so, and Serve replaces the replica
             while len(self._running) < self._workers and (rows := self._waiting.take(self._settings)):
                 batch = _Batch(rows, time.perf_counter())
                 future = asyncio.get_running_loop().run_in_executor(self._executor, self._forward, batch)

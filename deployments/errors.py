@@ -43,6 +43,10 @@ class ModelFailed(SightlineError):  # noqa: N818
     """The model raised on a batch; every waiter of that batch is told (503)."""
 
 
+class ModelLost(ModelFailed):
+    """No batch will run in this process again, which has to be replaced (503)."""
+
+
 class EncoderMismatch(SightlineError):  # noqa: N818
     """The vectors come from another encoder than a head was trained on (409)."""
 

@@ -62,7 +62,9 @@ def build_app(args: dict[str, Any]) -> Application:
     # Where weights come from is decided here, once, so that every replica serves the same model.
     clip_source = sources.resolve(settings.clip, cache_dir, starter=sources.ENCODER)
     decoder = partial(Decoder, settings.preprocessor, settings.limits.max_image_pixels)
-    encoder = deploy(ClipEncoder, settings.clip.scale).bind(clip_source, settings.clip, cache_dir, decoder)
+    encoder = deploy(ClipEncoder, settings.clip.scale, environment=_visible_gpus(settings.clip.scale)).bind(
+        clip_source, settings.clip, cache_dir, decoder
+    )
     preprocessor: Application | None = None
     if not _decodes_inline(settings):
         preprocessor = deploy(ImagePreprocessor, settings.preprocessor.scale).bind(
@@ -82,7 +84,12 @@ def build_app(args: dict[str, Any]) -> Application:
             deployment = deploy(ImageClassifier, classifier.scale, name=f"ImageClassifier-{name}")
             heads[name] = deployment.options(**options).bind(name, source, cache_dir)
         else:
-            deployment = deploy(TextClassifier, classifier.scale, name=f"TextClassifier-{name}")
+            deployment = deploy(
+                TextClassifier,
+                classifier.scale,
+                name=f"TextClassifier-{name}",
+                environment=_visible_gpus(classifier.scale),
+            )
             classifiers[name] = deployment.options(**options).bind(name, source, classifier, cache_dir)
     # Each shard of the index is one writer: it never runs twice over the same files.
     index_scale = ScaleSettings(
@@ -133,6 +140,11 @@ def _deployment(
             downscale_delay_s=scale.downscale_delay_s,
         )
     return serve.deployment(body, **options)
+
+
+def _visible_gpus(scale: ScaleSettings) -> Mapping[str, str]:
+    """What tells a replica which GPUs are its own: Ray hides them only from who was given others."""
+    return {} if scale.gpus else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _index_settings(settings: IndexSettings, data_dir: Path) -> IndexSettings:

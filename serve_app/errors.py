@@ -43,6 +43,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     model_errors.Overloaded: (429, "overloaded"),
     model_errors.NotReady: (503, "not_ready"),
     model_errors.ModelFailed: (503, "model_failed"),
+    model_errors.ModelLost: (503, "model_failed"),
     model_errors.EncoderMismatch: (409, "encoder_mismatch"),
     index_errors.CollectionNotFound: (404, "collection_not_found"),
     index_errors.CollectionExists: (409, "collection_exists"),

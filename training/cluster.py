@@ -5,6 +5,7 @@ output and cache must be on storage that every node sees under the same path.
 """
 
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -54,7 +55,7 @@ def train_on_cluster(job: Job, scale: TrainingSettings, storage: Path, *, one_ma
     loop: Any = _worker  # annotated by Ray as if it could return nothing
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "gpus": scale.gpus_per_worker},
         torch_config=torch_config,
         scaling_config=scaling_of(scale),
         run_config=RunConfig(
@@ -81,6 +82,8 @@ def _worker(config: dict[str, Any]) -> str | None:
     """What every worker runs; Ray Train takes the first worker's answer."""
     import ray.train
 
+    if not config["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from who was given others
     job: Job = config["job"]
 
     def report(epoch: Epoch) -> None:

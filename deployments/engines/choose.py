@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ from deployments.engines.quantization import Calibration
 if TYPE_CHECKING:
     import torch
 
+UNUSED_GPU = (
+    "a GPU was asked for (scale.gpus) and this model does not use it: that takes engine auto or torch, "
+    "another precision than int8, and a torch that sees the GPU"
+)
 _log = logging.getLogger("sightline")
 
 
@@ -37,8 +41,9 @@ def compile_networks(
     threads: int,
     cache_dir: Path,
     calibration: Calibration | None = None,
+    gpus: float = 0,
 ) -> Compiled:
-    """Compile for this machine.
+    """Compile for this machine; `gpus` is what this process was given of them.
 
     `auto` takes torch where a CUDA device is visible and OpenVINO elsewhere, and for int8 everywhere;
     precision `auto` takes bf16 where the hardware computes it natively, fp16 on GPUs without it, and else
@@ -52,33 +57,38 @@ def compile_networks(
     if engine == "auto":
         engine = "torch" if precision != "int8" and _cuda_device() else "openvino"
     # Imported late: each engine brings in what the other does without.
+    unused = (UNUSED_GPU,) if gpus and not (engine == "torch" and _cuda_device()) else ()
     if engine == "torch":
-        return _on_torch(networks.build(), precision, threads)
+        return _noted(_on_torch(networks.build(), precision, threads), unused, networks)
     from deployments.engines.conversion import AGREEMENT, FACTS, STORED, converted
     from deployments.engines.openvino import OpenVinoEngine, native_precision, notes
 
-    runs, remarks = native_precision(precision), notes(precision)
-    for remark in remarks:
-        _log.warning("%s: %s", networks.directory, remark)
+    runs = native_precision(precision)
     with converted(networks, STORED[runs], cache_dir, calibration) as directory:
         agreement = None
         if runs == "int8":
             agreement = Agreement(**json.loads((directory / AGREEMENT).read_text(encoding="utf-8")))
             assert calibration is not None
             calibration.judge(agreement)
-        return Compiled(
+        compiled = Compiled(
             {
                 file.stem: OpenVinoEngine(file, precision=runs, threads=threads)
                 for file in sorted(directory.glob("*.xml"))
             },
             json.loads((directory / FACTS).read_text(encoding="utf-8")),
             agreement,
-            remarks,
         )
+    return _noted(compiled, (*notes(precision), *unused), networks)
+
+
+def _noted(compiled: Compiled, notes: tuple[str, ...], networks: Networks) -> Compiled:
+    for note in notes:
+        _log.warning("%s: %s", networks.directory, note)
+    return replace(compiled, notes=(*compiled.notes, *notes))
 
 
 def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compiled:
-    from deployments.engines.cuda import CudaEngine
+    from deployments.engines.cuda import CudaEngine, notes
     from deployments.engines.torch import TorchEngine
 
     cuda, max_tokens = _cuda_device(), built.facts.get("max_tokens")
@@ -88,7 +98,8 @@ def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compile
             return CudaEngine(module, precision=precision, max_tokens=max_tokens)
         return TorchEngine(module, precision=precision, threads=threads)
 
-    return Compiled({name: engine(module) for name, (module, _) in built.modules.items()}, built.facts)
+    engines = {name: engine(module) for name, (module, _) in built.modules.items()}
+    return Compiled(engines, built.facts, notes=notes(precision) if cuda else ())
 
 
 def _cuda_device() -> bool:

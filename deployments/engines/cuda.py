@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any, Final
@@ -14,10 +13,11 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from deployments.engines.buckets import Shape, bucket_shapes, fill
 from deployments.engines.protocol import PrecisionChoice
+from deployments.errors import ModelLost
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS: Final = 128  # for each lane; the one that rested longest makes room for a new one
+MAX_GRAPHS: Final = 128  # for each lane; a classifier's buckets of batch and length are some 117
 _WARM_UPS: Final = 3  # before a capture, as in torch.cuda.make_graphed_callables
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,7 +31,8 @@ class CudaEngine:
 
     Inputs are padded to the shapes of `buckets.py`, and each shape's forward is captured in a CUDA graph at
     its first use: a forward is hundreds of kernels of microseconds, which Python launches more slowly than
-    the GPU runs them. Shapes beyond the buckets, and those whose capture fails, run without a graph.
+    the GPU runs them. Without one run shapes beyond the buckets or `max_graphs`, and those whose capture
+    failed.
     """
 
     name = "torch-cuda"
@@ -46,7 +47,10 @@ class CudaEngine:
         max_graphs: int = MAX_GRAPHS,
     ) -> None:
         """`max_tokens` is the network's limit in tokens; with None tokens are not padded in length."""
-        self.precision: str = _native_precision() if precision == "auto" else precision
+        self.precision: str = native_precision(precision)
+        if self.precision == "fp32":
+            # Of the whole process. Otherwise convolutions run in TF32, with 10 bits of mantissa.
+            torch.backends.cudnn.allow_tf32 = False
         with _capturing:
             self.module = module.eval().to("cuda", _DTYPES[self.precision])
             # Pixels come with their channels last; weights in another order would be turned in each call.
@@ -58,9 +62,14 @@ class CudaEngine:
             self._lanes.put(_Lane(self.module, max_tokens, max_graphs))
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Raises ModelLost once the device does nothing more for this process, as after a kernel's fault."""
         lane = self._lanes.get()
         try:
             return lane.run(inputs)
+        except RuntimeError as error:  # torch's own errors, out of memory among them, are of this class
+            if lane.is_lost():
+                raise ModelLost(f"the GPU can no longer be used: {error}") from error
+            raise
         finally:
             self._lanes.put(lane)
 
@@ -77,7 +86,10 @@ class _Lane:
         self._max_graphs = max_graphs
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: OrderedDict[tuple[Shape, ...], _Graph | None] = OrderedDict()  # None: it failed
+        self._graphs: dict[tuple[Shape, ...], _Graph | None] = {}  # None: it failed
+        # None goes before all do, not even one that failed: with it torch frees the stream's cuBLAS
+        # workspace, which the others go on writing to (pytorch issue 193402).
+        self._captures: list[torch.cuda.CUDAGraph] = []
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -89,18 +101,26 @@ class _Lane:
             output: NDArray[np.float32] = self._module(*tensors).float().cpu().numpy()
             return output
 
+    def is_lost(self) -> bool:
+        """Whether nothing can run here any more: such an error is every later call's too."""
+        try:
+            self._stream.synchronize()
+        except RuntimeError:
+            return True
+        return False
+
     def _graph(self, shapes: tuple[Shape, ...], inputs: Sequence[NDArray[Any]]) -> "_Graph | None":
         if shapes in self._graphs:
-            self._graphs.move_to_end(shapes)
             return self._graphs[shapes]
         if len(self._graphs) >= self._max_graphs:
-            self._graphs.popitem(last=False)
+            return None
+        dtypes = [array.dtype for array in inputs]
+        capture = torch.cuda.CUDAGraph()
+        self._captures.append(capture)
         try:
             with _capturing:
-                graph = _Graph(
-                    self._module, shapes, [array.dtype for array in inputs], self._pool, self._stream
-                )
-        except RuntimeError:  # torch's own errors, out of memory among them, are of this class
+                graph = _Graph(self._module, shapes, dtypes, capture, self._pool, self._stream)
+        except RuntimeError:
             logger.warning("no CUDA graph for inputs of %s: they run without one", shapes, exc_info=True)
             graph = None
             self._pool = torch.cuda.graph_pool_handle()  # the former may still count as being captured into
@@ -116,10 +136,12 @@ class _Graph:
         module: torch.nn.Module,
         shapes: Sequence[Shape],
         dtypes: Sequence[np.dtype[Any]],
+        capture: torch.cuda.CUDAGraph,
         pool: Any,
         stream: torch.cuda.Stream,
     ) -> None:
-        """`stream` is the current one: the warm-up prepares the workspaces that the capture finds there."""
+        """`capture` is empty. `stream` is the current one: the warm-up prepares the workspaces that the
+        capture finds there."""
         self._staged = [_example(*each) for each in zip(shapes, dtypes, strict=True)]
         self._inputs = [staged.cuda() for staged in self._staged]
         for _ in range(_WARM_UPS):
@@ -128,7 +150,7 @@ class _Graph:
         self._output = torch.empty_like(output, dtype=torch.float32)
         self._result = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
         del output
-        self._captured = torch.cuda.CUDAGraph()
+        self._captured = capture
         with torch.cuda.graph(self._captured, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._output.copy_(module(*self._inputs))
         # Blocking: a wait that spins would take a core from the threads that decode and tokenise.
@@ -159,5 +181,15 @@ def _example(shape: Shape, dtype: np.dtype[Any]) -> torch.Tensor:
     return example
 
 
-def _native_precision() -> str:
+def native_precision(asked: PrecisionChoice) -> str:
+    """What runs: fp16 in place of bf16 where this GPU does not compute that natively; torch emulates it."""
+    if asked not in ("auto", "bf16"):
+        return asked
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def notes(asked: PrecisionChoice) -> tuple[str, ...]:
+    """What an operator should know of this precision on this GPU."""
+    if asked == "bf16" and native_precision(asked) != "bf16":
+        return ("precision bf16: this GPU has no instructions for it, fp16 runs in its place",)
+    return ()

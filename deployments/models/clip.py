@@ -32,6 +32,7 @@ def load(
         threads=threads,
         cache_dir=cache_dir,
         calibration=CalibrationSet("clip", settings.int8),
+        gpus=settings.scale.gpus,
     )
     facts, engines = compiled.facts, compiled.engines
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])

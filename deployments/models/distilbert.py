@@ -33,6 +33,7 @@ def load(
         threads=threads,
         cache_dir=cache_dir,
         calibration=CalibrationSet(f"classifiers.{name}", settings.int8),
+        gpus=settings.scale.gpus,
     )
     facts, engine = compiled.facts, compiled.engines["text"]
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])

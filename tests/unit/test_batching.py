@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from configs.settings import BatchSettings
 from deployments import batching
 from deployments.batching import FREE_PADDING, Batched, BatchQueue, BatchReport
-from deployments.errors import BadInput, ModelFailed, NotReady, Overloaded
+from deployments.errors import BadInput, ModelFailed, ModelLost, NotReady, Overloaded
 from tests.fake_model import PATIENCE_S, FakeModel, until
 
 Queue = BatchQueue[str, str]
@@ -435,6 +435,21 @@ def test_a_raising_model_fails_every_waiter_of_that_batch_and_no_other() -> None
             assert isinstance(error.__cause__, RuntimeError)
         assert errors[0] is not errors[1]
         queue.check()
+
+    asyncio.run(main())
+
+
+def test_a_lost_model_ends_the_queue_and_every_wait() -> None:
+    async def main() -> None:
+        model = FakeModel(raises={"bad": ModelLost("the GPU is gone")}, held=True)
+        queue = make_queue(model, max_items=2)
+        first, one, _, after = await behind_a_forward(model, queue, ["bad"], ["a"], ["b"])
+        model.release()
+        assert (await first).outputs == outputs("first")
+        for error in (await failure_of(one), await failure_of(after), await failure_of(queue.submit(["c"]))):
+            assert type(error) is ModelLost
+        with pytest.raises(ModelLost, match="the GPU is gone"):
+            queue.check()
 
     asyncio.run(main())
 

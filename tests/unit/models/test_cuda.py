@@ -1,6 +1,8 @@
 """The CUDA engine against the CPU's: graphs, padding, threads, and what cannot be captured."""
 
 import logging
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
@@ -122,14 +124,33 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog: pytest.LogCaptureF
 def test_the_number_of_graphs_is_bounded() -> None:
     module = Counted()
     engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT, max_graphs=2)
-    for n in [1, 2, 3, 4, 6, 8, 1, 2, 3] * engine.concurrency:
+    for n in [n for n in [1, 2, 3, 4, 6, 8, 1, 2, 3] for _ in range(engine.concurrency)]:
         np.testing.assert_allclose(engine(*batch(n, 3)), reference(batch(n, 3)), atol=1e-4)
-    for _ in range(engine.concurrency):
-        engine(*batch(1, 3))
     calls = module.calls
     for _ in range(engine.concurrency):
         engine(*batch(1, 3))
+        engine(*batch(2, 3))
     assert module.calls == calls
+    engine(*batch(3, 3))
+    assert module.calls == calls + 1
+
+
+def test_an_engine_whose_device_faulted_says_that_it_is_lost() -> None:
+    """In a process of its own, which can use the device no more."""
+    script = """
+import numpy as np, torch
+from deployments.engines.cuda import CudaEngine
+from deployments.errors import ModelLost
+engine = CudaEngine(torch.nn.Embedding(10, 4), precision="fp32", max_tokens=8)
+engine(np.ones((1, 3), np.int64))
+for _ in range(2):
+    try:
+        engine(np.full((1, 3), 10**6))
+    except ModelLost:
+        print("lost")
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert told.stdout.split() == ["lost"] * 2, told.stderr
 
 
 def test_calls_from_many_threads_keep_their_own_results() -> None:

@@ -84,6 +84,14 @@ def test_bf16_is_replaced_where_it_is_not_native(
     assert shelf.name.endswith("-fp16" if native else "-fp32")
 
 
+def test_a_gpu_that_was_asked_for_and_is_not_used_is_told(tmp_path: Path) -> None:
+    for gpus in (0, 0.5):
+        compiled = compile_networks(
+            networks(tmp_path), engine="openvino", precision="fp32", threads=1, cache_dir=tmp_path, gpus=gpus
+        )
+        assert any("scale.gpus" in note for note in compiled.notes) is bool(gpus)
+
+
 @pytest.mark.parametrize(
     ("features", "noted"), [({"fma", "avx2"}, True), ({"avx2", "avx_vnni"}, False), ({"asimddp"}, False)]
 )
