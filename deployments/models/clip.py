@@ -35,7 +35,7 @@ def load(
         gpus=settings.scale.gpus,
     )
     facts, engines = compiled.facts, compiled.engines
-    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
+    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"], facts["embedded"])
     # The first end token is the pool, so that padding with end tokens, as CLIP's tokenizer does, is safe.
     # Ids are only ever read up to it: any id in the vocabulary would do.
     pad_id = int(tokenizer.encode("")[-1])

@@ -36,7 +36,7 @@ def load(
         gpus=settings.scale.gpus,
     )
     facts, engine = compiled.facts, compiled.engines["text"]
-    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
+    tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"], facts["embedded"])
     text = TextTower(engine, tokenizer, pad_id=facts["pad_id"], masked=True)
     text.warm_up()
     info = ModelInfo(

@@ -25,10 +25,16 @@ _SPACE: Final = re.compile("[ \t\r\n]")
 
 
 class TextTokenizer:
-    """The tokenizer of a model directory, held to `max_tokens` with the end token kept."""
+    """The tokenizer of a model directory, held to `max_tokens` with the end token kept.
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    A text with an id from `embedded` on is refused: the network has no embedding for it, which on a GPU would
+    end every later call too. Of the whole vocabulary there usually is none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, embedded: int | None = None) -> None:
         self._tokenizer = tokenizer
+        beyond = embedded is not None and max(tokenizer.get_vocab().values(), default=0) >= embedded
+        self._embedded = embedded if beyond else None
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self.max_tokens = max_tokens
@@ -52,9 +58,11 @@ class TextTokenizer:
         return cls(fast.backend_tokenizer, max_tokens)
 
     @classmethod
-    def from_definition(cls, definition: str, max_tokens: int) -> "TextTokenizer":
+    def from_definition(
+        cls, definition: str, max_tokens: int, embedded: int | None = None
+    ) -> "TextTokenizer":
         """The tokenizer whose `definition` this is."""
-        return cls(Tokenizer.from_str(definition), max_tokens)
+        return cls(Tokenizer.from_str(definition), max_tokens, embedded)
 
     def definition(self) -> str:
         """Everything that decides the ids, as tokenizer.json writes it."""
@@ -64,7 +72,8 @@ class TextTokenizer:
         """Token ids of one text.
 
         Raises:
-            BadInput: not a string, or characters that are no text: NUL, or half a surrogate pair.
+            BadInput: not a string, or characters that are no text: NUL, or half a surrogate pair; or a token
+                that the tokenizer knows and the model does not.
         """
         if not isinstance(text, str):
             raise BadInput(f"a text must be a string, not {type(text).__name__}")
@@ -79,6 +88,11 @@ class TextTokenizer:
             part, whole = _words(text, window)
             ids = self._tokenizer.encode(part).ids
             if whole or len(ids) >= self.max_tokens:
+                if self._embedded is not None and (last := max(ids, default=0)) >= self._embedded:
+                    raise BadInput(
+                        f"the text holds {self._tokenizer.id_to_token(last)!r}, number {last} of the "
+                        f"tokenizer; the model has embeddings for {self._embedded}"
+                    )
                 return np.array(ids, dtype=np.int64)
             window *= 4
 

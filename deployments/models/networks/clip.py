@@ -152,6 +152,7 @@ def build(directory: Path) -> Built:
             "logit_scale": math.exp(clip.logit_scale.item()),
             "tokenizer": tokenizer.definition(),
             "max_tokens": tokenizer.max_tokens,
+            "embedded": len(clip.text_model.embeddings.token_embedding.weight),
         },
     )
 

@@ -74,5 +74,6 @@ def build(directory: Path) -> Built:
             "pad_id": int(config.pad_token_id or 0),
             "tokenizer": tokenizer.definition(),
             "max_tokens": tokenizer.max_tokens,
+            "embedded": len(network.distilbert.embeddings.word_embeddings.weight),
         },
     )

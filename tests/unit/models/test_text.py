@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from configs.settings import SettingsError
@@ -88,3 +89,20 @@ def test_padding_reaches_the_longest_only() -> None:
     ids, mask = pad([np.array([5, 6]), np.array([7, 8, 9])], pad_id=1)
     assert ids.tolist() == [[5, 6, 1], [7, 8, 9]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_a_token_the_model_has_no_embedding_for_is_named() -> None:
+    definition = TextTokenizer.from_directory(assets.clip_tokenizer(), 77).definition()
+    added = Tokenizer.from_str(definition)
+    known = max(added.get_vocab().values()) + 1
+    added.add_tokens(["<photo>"])
+    tokenizer = TextTokenizer.from_definition(added.to_str(), 77, known)
+    assert (
+        tokenizer.encode("a photo").tolist()
+        == TextTokenizer.from_definition(definition, 77).encode("a photo").tolist()
+    )
+    with pytest.raises(
+        BadInput, match=f"'<photo>', number {known} of the tokenizer; the model has .* {known}"
+    ):
+        tokenizer.encode("a <photo> of a cat")
+    assert known in TextTokenizer.from_definition(added.to_str(), 77, known + 1).encode("a <photo>")
