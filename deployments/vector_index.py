@@ -181,11 +181,10 @@ class VectorIndex(OnLine):
         finally:  # the thread goes on when its request is cancelled
             stop.set()
 
-    async def discard_part(self, name: str, to: str, id: str) -> None:
-        """Deletes what `snapshot_part` wrote, for a snapshot that another shard could not take part in."""
+    async def discard_snapshot(self, name: str, to: str, id: str) -> None:
+        """Deletes every shard's part of a snapshot, unless it was finished; comes after `finish_snapshot`."""
         location = requested(to, self._settings.snapshot_locations)
-        directory = part_directory(name, id, self._shard, self._settings.shards)
-        await self._run(lambda: discard(location, directory), self._snapshot_pool)
+        await self._run(lambda: discard(location, name, id), self._snapshot_pool)
 
     async def finish_snapshot(self, to: str, manifest: Manifest) -> None:
         """Makes a snapshot of the parts that all shards have written."""

@@ -77,24 +77,29 @@ def write_part(source: Path, to: Location, directory: str, stop: threading.Event
                 name = path.relative_to(source).as_posix()
                 part[name] = _upload(path, target, f"{directory}/{name}", stop)
     except BaseException:
-        discard(to, directory)
+        with suppress(OSError):
+            target.delete_dir(directory)
         raise
     return part
 
 
-def discard(to: Location, directory: str) -> None:
-    """Delete a part, and the directories above that hold nothing else: a restore looks into each."""
-    from pyarrow.fs import FileSelector, FileType
+def discard(to: Location, collection: str, id: str) -> None:
+    """Delete every part of a snapshot that was not finished; nothing of one that was, or of another.
 
+    Raises:
+        IndexUnavailable: nobody can tell, or delete, now.
+    """
     target = to.open()
-    with suppress(OSError):
-        target.delete_dir(directory)
-    while directory := directory.rpartition("/")[0]:
-        with suppress(OSError):
-            inside = target.get_file_info(FileSelector(directory, recursive=True))
-            if any(info.type == FileType.File for info in inside):
+    with file_errors(f"what there is of a snapshot at {to} could not be deleted"):
+        with suppress(FileNotFoundError), target.open_input_stream(f"{collection}/{MANIFEST}") as stream:
+            if id.encode() in stream.read():  # which may have been told as an error
                 return
-            target.delete_dir(directory)
+        for delete, path in (
+            (target.delete_dir, f"{collection}/{id}"),
+            (target.delete_file, f"{collection}/{_unfinished(id)}"),
+        ):
+            with suppress(FileNotFoundError):
+                delete(path)
 
 
 def finish(to: Location, manifest: Manifest) -> None:
@@ -113,11 +118,15 @@ def finish(to: Location, manifest: Manifest) -> None:
                     f"{to}/{info.path} is not to be seen here: all shards must write to the same storage"
                 )
         # An object appears whole, but of a file the beginning might be seen.
-        unfinished = f"{path}.{manifest.id}" if _is_local(target) else path
+        unfinished = f"{manifest.collection}/{_unfinished(manifest.id)}" if _is_local(target) else path
         with target.open_output_stream(unfinished) as stream:
             stream.write(manifest.model_dump_json(indent=1).encode())
         if unfinished != path:
             target.move(unfinished, path)
+
+
+def _unfinished(id: str) -> str:
+    return f"{MANIFEST}.{id}"
 
 
 def _upload(path: Path, target: "FileSystem", to: str, stop: threading.Event) -> StoredFile:

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from index.errors import BadFilter
 from index.key_table import BOOLEAN, NUMBER, TEXT, TYPES
@@ -26,8 +27,8 @@ from index.lookups import Lookup, Part, all_of, any_of, none_of
 MAX_DEPTH = 8
 MAX_CONDITIONS = 100  # each reads the row's JSON again; SQLite refuses expressions 1000 deep
 MAX_VALUES = 10_000
-INTEGERS = range(-(2**63), 2**63)
-"""SQLite reads others as floating point, where neighbours are equal."""
+LEAST, MOST = -(2**63), 2**63 - 1
+"""SQLite reads other integers as floating point, where neighbours are equal."""
 
 CLAUSES = ("must", "should", "must_not")
 COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -144,7 +145,7 @@ class _Compiler:
             raise BadFilter(
                 f"match takes strings (UTF-8 without NUL), finite numbers and booleans; got {_short(match)}"
             )
-        _check_integers(groups[NUMBER])
+        _check_numbers(groups[NUMBER], floats=True)  # JSON's readers make floats of integers beyond 64 bits
         # Bound as JSON, so that SQLite reads both sides of the comparison the same way.
         bound = {kind: self.bind(json.dumps(group)) for kind, group in groups.items() if group}
 
@@ -178,7 +179,7 @@ class _Compiler:
             or not all(map(_is_number, range.values()))
         ):
             raise BadFilter(f"range takes finite numbers under gt, gte, lt, lte; got {_short(range)}")
-        _check_integers(range.values())
+        _check_numbers(range.values(), floats=False)
         bound = {COMPARISONS[name]: self.bind(json.dumps(number)) for name, number in range.items()}
 
         def within(row: str) -> str:
@@ -214,12 +215,18 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _check_integers(numbers: Iterable[object]) -> None:
-    if any(isinstance(number, int) and number not in INTEGERS for number in numbers):
+def _check_numbers(numbers: Iterable[object], floats: bool) -> None:
+    """Raises BadFilter for one beyond 64 bits, if `floats` for floats too."""
+    kinds = int | float if floats else int
+    if any(isinstance(number, kinds) and not _fits(number) for number in numbers):
         raise BadFilter(
             "an integer in a filter must fit 64 bits with a sign: larger ones are kept as floating point, "
-            "which cannot tell them apart; keep such numbers as strings, or compare with a float such as 1e19"
+            "which cannot tell them apart; keep such numbers as strings, or use a range of floats, as 1e19"
         )
+
+
+def _fits(number: Any) -> bool:
+    return bool(LEAST <= number <= MOST)
 
 
 def _short(value: object) -> str:

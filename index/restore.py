@@ -86,20 +86,27 @@ def manifests(source: Location) -> list[Manifest]:
     with file_errors(f"{source} cannot be read"):
         infos = filesystem.get_file_info(FileSelector("", allow_not_found=True))
         names = sorted(info.base_name for info in infos if info.type == FileType.Directory)
-        if not names:
+        found = [_manifest(source, filesystem, name) for name in names]
+        if not (whole := [manifest for manifest in found if manifest]):
             raise BadSnapshot(f"{source} holds no snapshot: give the place that the snapshot was written to")
-        return [_manifest(source, filesystem, name) for name in names]
+        return whole
 
 
 def _is_used(root: Path) -> bool:
     return root.is_dir() and any(root.iterdir())
 
 
-def _manifest(source: Location, filesystem: "FileSystem", name: str) -> Manifest:
+def _manifest(source: Location, filesystem: "FileSystem", name: str) -> Manifest | None:
+    """None of a directory without any file, such as a snapshot leaves that failed."""
+    from pyarrow.fs import FileSelector, FileType
+
     try:
         with filesystem.open_input_stream(f"{name}/{MANIFEST}") as stream:
             manifest = Manifest.model_validate_json(stream.read())
     except FileNotFoundError:
+        inside = filesystem.get_file_info(FileSelector(name, recursive=True))
+        if not any(info.type == FileType.File for info in inside):
+            return None
         raise BadSnapshot(
             f"{source}/{name} has no {MANIFEST}: the copy was cut off, or it is no snapshot; take another one"
         ) from None

@@ -129,9 +129,12 @@ class Reader:
         return vectors
 
     def damage(self) -> list[str]:
-        """What SQLite's own check finds wrong with the file; empty if nothing."""
+        """What SQLite's own check finds wrong with the file, and metadata that is none; empty if nothing."""
         found = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
-        return [] if found == ["ok"] else [f"database: {text}" for text in found]
+        if found != ["ok"]:
+            return [f"database: {text}" for text in found]
+        bad = self._one("SELECT count(*) FROM items WHERE NOT json_valid(metadata)")
+        return [f"database: the metadata of {bad} items is not JSON"] if bad else []
 
     def matching(self, condition: Condition, timeout_s: float) -> Rowids:
         """The rowids of the items that pass, ascending. Raises BadFilter after `timeout_s`."""

@@ -1,9 +1,10 @@
 """The index as the routes see it: calls go to the shard that owns an item, or to all and come back as one."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
 from index.backup import Manifest
 from index.collection import CollectionInfo
-from index.errors import BadItem, CollectionNotFound, IndexUnavailable, VectorIndexError
+from index.errors import BadItem, CollectionNotFound, VectorIndexError
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
@@ -26,6 +27,8 @@ from serve_app.direct import Direct
 from serve_app.joined import Joined
 from serve_app.scatter import NO_ANSWER, Scatter, incomplete
 from serve_app.shard import Shard
+
+logger = logging.getLogger("ray.serve")
 
 JOINED_QUERIES = 32
 """Searched in one call; FAISS goes through them with all its threads."""
@@ -81,6 +84,7 @@ class Shards:
             named = enumerate(handles)
             timeout_s = settings.shard_timeout_s
             self._shards = [Shard(f"index-{i}", handle, timeout_s, lines) for i, handle in named]
+        self._discarding: set[asyncio.Task[None]] = set()
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
@@ -174,23 +178,19 @@ class Shards:
         """A whole copy of the collection at `to`. Each shard's part is of one moment of its own."""
         id = uuid4().hex
         created = int(time.time())
+        able = self._shards
         try:
             parts = await self._scatter.all("snapshot_part", name, to, id)
-        except BaseException:
-            await self._discard(name, to, id)
-            raise
-        manifest = Manifest(collection=name, id=id, created=created, parts=tuple(parts))
-        try:
+            manifest = Manifest(collection=name, id=id, created=created, parts=tuple(parts))
+            able = self._shards[:1]  # only there it is certain that `finish_snapshot` has ended before
             await self._shards[0].ask("finish_snapshot", to, manifest)
-        except IndexUnavailable:  # of a shard that does not answer nobody knows whether it finished
-            await self._discard(name, to, id)
+        except BaseException:
+            # Apart from the request, which may be at its end. A restore would stop at what is left.
+            discarding = asyncio.create_task(_discard(able, name, to, id), context=Context())
+            self._discarding.add(discarding)
+            discarding.add_done_callback(self._discarding.discard)
             raise
         return manifest
-
-    async def _discard(self, name: str, to: str, id: str) -> None:
-        """Have no part of a snapshot left, as far as the shards answer: a restore would stop at it."""
-        with suppress(*NO_ANSWER):
-            await self._scatter.all("discard_part", name, to, id)
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
         record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)
@@ -281,6 +281,15 @@ class Shards:
         for place, id in enumerate(ids):
             places.setdefault(shard_of(id, len(self._shards)), []).append(place)
         return places
+
+
+async def _discard(able: Sequence[Shard], name: str, to: str, id: str) -> None:
+    for shard in able:
+        try:
+            await shard.ask("discard_snapshot", name, to, id)
+            return
+        except Exception as error:
+            logger.warning("%s could not delete what there is of a snapshot at %s: %s", shard.name, to, error)
 
 
 def _alongside(times: Sequence[StageTimes]) -> StageTimes:

@@ -5,7 +5,6 @@ output and cache must be on storage that every node sees under the same path.
 """
 
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -52,16 +51,20 @@ def train_on_cluster(job: Job, scale: TrainingSettings, storage: Path, *, one_ma
         torch_config: TorchConfig = LoopbackTorchConfig(backend=backend)
     else:
         torch_config = TorchConfig(backend=backend)
+    # Ray hides GPUs only from who was given others.
+    environment = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    hidden: dict[str, Any] = {} if scale.gpus_per_worker else {"worker_runtime_env": environment}
     loop: Any = _worker  # annotated by Ray as if it could return nothing
     trainer = TorchTrainer(
         loop,
-        train_loop_config={"job": job, "gpus": scale.gpus_per_worker},
+        train_loop_config={"job": job},
         torch_config=torch_config,
         scaling_config=scaling_of(scale),
         run_config=RunConfig(
             name=job.output.name,
             storage_path=str(storage.resolve()),
             failure_config=FailureConfig(max_failures=scale.restarts),
+            **hidden,
         ),
     )
     result: Any = trainer.fit()
@@ -82,8 +85,6 @@ def _worker(config: dict[str, Any]) -> str | None:
     """What every worker runs; Ray Train takes the first worker's answer."""
     import ray.train
 
-    if not config["gpus"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from who was given others
     job: Job = config["job"]
 
     def report(epoch: Epoch) -> None:

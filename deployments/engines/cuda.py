@@ -17,7 +17,7 @@ from deployments.errors import ModelLost
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS: Final = 128  # for each lane; a classifier's buckets of batch and length are some 117
+MAX_GRAPHS: Final = 256  # for each lane; more than there are buckets of batch and length for any limits
 _WARM_UPS: Final = 3  # before a capture, as in torch.cuda.make_graphed_callables
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,6 +90,7 @@ class _Lane:
         # None goes before all do, not even one that failed: with it torch frees the stream's cuBLAS
         # workspace, which the others go on writing to (pytorch issue 193402).
         self._captures: list[torch.cuda.CUDAGraph] = []
+        self._full = False
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -113,6 +114,9 @@ class _Lane:
         if shapes in self._graphs:
             return self._graphs[shapes]
         if len(self._graphs) >= self._max_graphs:
+            if not self._full:
+                logger.warning("%s CUDA graphs are kept; further shapes run without one", self._max_graphs)
+            self._full = True
             return None
         dtypes = [array.dtype for array in inputs]
         capture = torch.cuda.CUDAGraph()

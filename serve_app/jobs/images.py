@@ -144,8 +144,11 @@ def _walked(root: str, problems: dict[str, str]) -> Iterator[tuple[str, int]]:
             raise error
         problems[os.path.relpath(error.filename, root)] = f"cannot be listed: {error.strerror}"
 
-    for directory, _, names in os.walk(root, onerror=note, followlinks=True):
+    for directory, below, names in os.walk(root, onerror=note, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
+            if name.startswith("."):
+                continue
             path = os.path.join(directory, name)
             try:
                 status = os.stat(path)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from deployments.errors import Overloaded
+from deployments.errors import NotReady, Overloaded
 from serve_app import upserts
 from serve_app.middleware import lift_time_limit
 from serve_app.routes import bulk
@@ -183,6 +183,30 @@ def test_408_a_stream_that_stalls_keeps_what_it_has_stored(
     error = error_of(pending.result(timeout_s=20), 408, "timeout")
     assert "The 2 items up to line 2 are stored" in error["message"]
     assert client.get(raw).json()["count"] == 2
+
+
+@pytest.mark.parametrize("lost_at", [0, 1])
+def test_503_a_stream_says_when_a_batch_may_be_stored(
+    client: LocalClient, raw: str, lost_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, batches = upserts.write, count()
+
+    async def told_too_late(*arguments: Any) -> list[str]:
+        ids = await write(*arguments)
+        if next(batches) == lost_at:
+            raise NotReady("the index does not answer")
+        return ids
+
+    monkeypatch.setattr(upserts, "write", told_too_late)
+    monkeypatch.setattr(bulk, "BATCH_ITEMS", 2)
+    body = ndjson(*({"id": f"i{i}", "vector": [1, i, 0]} for i in range(6)))
+    error = error_of(client.post(f"{raw}/items", content=body, headers=LINES), 503, "not_ready")
+    told = [
+        "Perhaps the first batch is stored: send everything again.",
+        "The 2 items up to line 2 are stored and perhaps the next batch too: send again from line 3.",
+    ]
+    assert error["message"].endswith(told[lost_at])
+    assert client.get(raw).json()["count"] == 2 * (lost_at + 1)
 
 
 def test_429_does_not_end_a_stream_it_waits_its_turn(

@@ -149,6 +149,9 @@ def test_what_cannot_be_a_file_name_elsewhere_is_left_out_alone(tmp_path: Path) 
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"22")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / ".#lock").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "b.jpg").write_bytes(b"333")
     problems: dict[str, str] = {}
     assert list(Folder.at(str(tmp_path)).files(problems)) == [("a.jpg", 1)]
     assert list(problems) == ["gone.jpg", r"'caf\udce9.jpg'"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,14 @@ import pytest
 
 from configs.settings import IndexSettings, LimitSettings
 from deployments.vector_index import VectorIndex
-from index.errors import BadFilter, BadItem, BadVector, CollectionNotFound, IndexUnavailable
+from index.errors import (
+    BadFilter,
+    BadItem,
+    BadVector,
+    CollectionNotFound,
+    IndexUnavailable,
+    SnapshotExists,
+)
 from index.items import Item, Wanted
 from index.locations import Location
 from index.restore import restore_all
@@ -232,18 +240,58 @@ def test_a_snapshot_that_one_shard_cannot_take_part_in_leaves_no_part(
 
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[1].lost_at = "snapshot_part"
+        cluster.handles[0].lost_at = "snapshot_part"
         with pytest.raises(ShardDown):
             await shards.snapshot("a", "monday")
-        assert not list(place.glob("monday/*"))
-        cluster.handles[1].lost_at = None
-        cluster.handles[1].up.set()
+        await asyncio.gather(*shards._discarding)  # by a shard that is there
+        assert files(place) == []
+        cluster.handles[0].lost_at = None
+        cluster.handles[0].up.set()
         await recovered(shards)
-        manifest = await shards.snapshot("a", "tuesday")
-        assert len(manifest.parts) == 3
+        assert len((await shards.snapshot("a", "monday")).parts) == 3
+        kept = files(place)
+        with pytest.raises(SnapshotExists):
+            await shards.snapshot("a", "monday")
+        await asyncio.gather(*shards._discarding)
+        assert files(place) == kept
 
     asyncio.run(main())
-    assert restore_all(Location(str(place), ("tuesday",)), tmp_path / "new") == (3, ["a"])
+    assert restore_all(Location(str(place), ("monday",)), tmp_path / "new") == (3, ["a"])
+
+
+def test_a_snapshot_whose_request_ends_before_it_is_finished_leaves_no_part(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "snapshots"
+    for index in cluster.indexes:
+        index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(place),)})
+
+    async def main() -> None:
+        shards = cluster.connect()
+        first, busy, waiting = cluster.indexes[0], threading.Event(), asyncio.Event()
+        finish = first.finish_snapshot
+
+        async def finish_late(*args: Any) -> None:
+            first._snapshot_pool.submit(busy.wait)  # such as by another collection's copy
+            waiting.set()
+            await finish(*args)
+
+        monkeypatch.setattr(first, "finish_snapshot", finish_late)
+        asked = asyncio.create_task(shards.snapshot("a", "monday"))
+        await waiting.wait()
+        assert len(files(place)) == 3
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        busy.set()
+        await asyncio.gather(*shards._discarding)
+        assert files(place) == []
+
+    asyncio.run(main())
+
+
+def files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
 
 
 def test_shards_without_items_are_no_part_of_an_evaluation(cluster: Cluster) -> None:
@@ -324,7 +372,7 @@ def test_searches_by_the_same_filter_travel_together_and_others_alone(tmp_path: 
 
 
 def test_every_method_of_the_index_that_routes_call_is_there() -> None:
-    snapshots = {"snapshot_part", "discard_part", "finish_snapshot"}
+    snapshots = {"snapshot_part", "finish_snapshot", "discard_snapshot"}
     own = {"ready", "unavailable", "line", "spec"} | snapshots  # for Shards itself
     methods = {name for name, _ in inspect.getmembers(VectorIndex, inspect.iscoroutinefunction)}
     assert {name for name in methods if not name.startswith("_")} - own <= set(dir(Shards))

@@ -280,21 +280,39 @@ def test_one_that_failed_is_not_in_the_way_of_those_beside_it(
 ) -> None:
     snapshot(catalog, "filled", place)
     catalog.create(CollectionSpec(name="other", dimensions=2))
-    part = part_directory("other", "0" * 32, 0, 2)
-    with catalog.scratch() as copy:
-        catalog.get("other").copy_to(copy)
-        write_part(copy, place, part, NEVER)
+    for shard in range(2):
+        with catalog.scratch() as copy:
+            catalog.get("other").copy_to(copy)
+            write_part(copy, place, part_directory("other", "0" * 32, shard, 2), NEVER)
     with pytest.raises(BadSnapshot, match="other has no manifest"):
         manifests(place)
-    discard(place, part)
+    for _ in range(2):  # the second time of nothing
+        discard(place, "other", "0" * 32)
     assert restore(place, tmp_path / "new", 0, 1) == ["filled"]
-    discard(place, part)  # of nothing
-    again = part_directory("filled", "1" * 32, 0, 1)
     with catalog.scratch() as copy:
         filled.copy_to(copy)
-        write_part(copy, place, again, NEVER)
-    discard(place, again)  # beside a whole one of the same collection
+        write_part(copy, place, part_directory("filled", "1" * 32, 0, 1), NEVER)
+    discard(place, "filled", "1" * 32)  # beside a whole one of the same collection
+    (whole,) = manifests(place)
+    discard(place, "filled", whole.id)  # whose finishing was told as an error
     assert restore(place, tmp_path / "newer", 0, 1) == ["filled"]
+
+
+def test_a_full_disk_at_the_last_step_leaves_nothing_in_the_way(
+    catalog: Catalog, filled: Collection, tmp_path: Path
+) -> None:
+    """/dev/full stands for the manifest's file."""
+    place, id = Location(str(tmp_path / "snapshots")), "0" * 32
+    with catalog.scratch() as copy:
+        filled.copy_to(copy)
+        part = write_part(copy, place, part_directory("filled", id, 0, 1), NEVER)
+    (tmp_path / "snapshots" / "filled" / f"{MANIFEST}.{id}").symlink_to("/dev/full")
+    with pytest.raises(IndexUnavailable, match="No space left"):
+        finish(place, Manifest(collection="filled", id=id, created=1, parts=(part,)))
+    discard(place, "filled", id)
+    with pytest.raises(BadSnapshot, match="holds no snapshot"):
+        manifests(place)
+    snapshot(catalog, "filled", place)
 
 
 def test_a_part_that_others_cannot_see_makes_no_snapshot(

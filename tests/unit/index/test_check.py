@@ -34,6 +34,7 @@ def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
     [
         ("DELETE FROM vectors WHERE rowid = 500", "items and vectors do not fit"),
         ("UPDATE vectors SET vector = zeroblob(128) WHERE rowid = 500", "1 vectors are not"),
+        ("UPDATE items SET metadata = '{' WHERE rowid IN (500, 501)", "metadata of 2 items is not JSON"),
         ("UPDATE vectors SET vector = x'00' WHERE rowid = 500", "is not 32 numbers long"),
     ],
 )

@@ -121,7 +121,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog: pytest.LogCaptureF
     assert len(warnings) == engine.concurrency  # once for each lane, not for each call
 
 
-def test_the_number_of_graphs_is_bounded() -> None:
+def test_the_number_of_graphs_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     module = Counted()
     engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT, max_graphs=2)
     for n in [n for n in [1, 2, 3, 4, 6, 8, 1, 2, 3] for _ in range(engine.concurrency)]:
@@ -133,6 +133,8 @@ def test_the_number_of_graphs_is_bounded() -> None:
     assert module.calls == calls
     engine(*batch(3, 3))
     assert module.calls == calls + 1
+    warnings = [record for record in caplog.records if "further shapes" in record.message]
+    assert len(warnings) == engine.concurrency  # once for each lane
 
 
 def test_an_engine_whose_device_faulted_says_that_it_is_lost() -> None:

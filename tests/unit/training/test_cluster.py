@@ -66,6 +66,8 @@ def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> N
         time.sleep(0.01)
     workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
     assert len(workers) == 2
+    for worker in workers:  # which asked for no GPU
+        assert b"CUDA_VISIBLE_DEVICES=\0" in (Path("/proc") / str(worker) / "environ").read_bytes()
     os.kill(workers[0], signal.SIGKILL)
     assert f"saved in {job.output / '1'}" in output_of(process)
     assert not [entry.name for entry in job.output.iterdir() if entry.name.startswith(".")]
