@@ -115,6 +115,11 @@ def judge(samples: Sequence[Sample], load: Summary, bound_mib: float) -> Soak:
     }
     if replaced:
         problems.append(f"replicas came or went: {', '.join(sorted(replaced))}")
+    came = sum(p.pss_mib for p in samples[-1].processes if p.pid not in lasting)
+    if came > bound_mib:
+        problems.append(
+            f"processes that came in the meantime hold {came:.0f} MiB, the bound is {bound_mib:g}"
+        )
     if total.mib > bound_mib:
         problems.append(f"memory grew by {total.mib:.0f} MiB, the bound is {bound_mib:g} MiB")
     seconds = samples[-1].seconds - samples[0].seconds

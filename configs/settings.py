@@ -1,6 +1,7 @@
 """Every tunable of Sightline: typed, frozen, unknown keys refused, units in the names."""
 
 import difflib
+import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -15,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX, allow_inf_nan=False)]
 
 
 def _without_credentials(place: str) -> str:
@@ -77,7 +78,7 @@ class ScaleSettings(Frozen):
         description="per replica; the gateway's limits bound the load, and requests that Serve holds back "
         "would be hidden from the batch queue and from health checks; calls past Serve do not count",
     )
-    cpus: float = Field(default=0.1, ge=0)
+    cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     gpus: float = Field(
         default=0, ge=0, le=1, description="share of one that each replica is given; with 0 it sees none"
     )
@@ -450,11 +451,17 @@ def _nest(args: Mapping[str, Any]) -> dict[str, Any]:
             target = target.setdefault(group, {})
             if not isinstance(target, dict):
                 raise SettingsError(f"{key}: {group!r} already has a value and cannot hold keys")
-        if isinstance(value, dict) and isinstance(target.get(last), dict):
-            target[last].update(value)
-        else:
-            target[last] = value
+        _merge(target, last, value)
     return nested
+
+
+def _merge(target: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key`; of a group only what `value` names, at every depth."""
+    if isinstance(value, dict) and isinstance(target.get(key), dict):
+        for name, inner in value.items():
+            _merge(target[key], name, inner)
+    else:
+        target[key] = value
 
 
 def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: str) -> Iterator[str]:

@@ -50,9 +50,18 @@ def main() -> None:
     try:
         outcome = (function(*arguments), None)
     except Exception as error:
-        outcome = (None, error)
+        outcome = (None, _sendable(error))
     with answer:
         pickle.dump(outcome, answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Itself, or what it says where the other side could not make it anew."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 if __name__ == "__main__":

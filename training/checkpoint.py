@@ -1,6 +1,7 @@
 """Progress of a run on disk: one safetensors file an epoch, replaced whole, so a kill leaves the last one."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Progress:
     def best_epoch(self) -> int:
         """Number of the epoch with the smallest validation loss; the last one without validation."""
         losses = [epoch.validation_loss for epoch in self.history]
-        known = [loss for loss in losses if loss is not None]
+        known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
         return losses.index(min(known)) + 1 if known else len(losses)
 
 
@@ -88,7 +89,6 @@ def load(path: Path, run: str, network: torch.nn.Module, optimizer: torch.optim.
                 parameters[rest].copy_(tensor)
             else:
                 key, _, parameter = rest.partition(".")
-                # Adam counts its steps on the CPU wherever the parameters are.
-                device = parameters[parameter].device if tensor.ndim else tensor.device
-                optimizer.state[parameters[parameter]][key] = tensor.to(device)
+                # Fused, Adam counts its steps where the parameters are.
+                optimizer.state[parameters[parameter]][key] = tensor.to(parameters[parameter].device)
     return progress

@@ -98,6 +98,8 @@ def fit(
             best = (losses[watched], number, {n: p.detach().clone() for n, p in head.state_dict().items()})
         elif number - best[1] >= _PATIENCE:
             break
+    if best[1] == 0:
+        raise DataError("the loss was never a number; try a smaller learning rate")
     head.load_state_dict(best[2])
     first = head[0]
     assert isinstance(first, nn.Linear)
@@ -175,7 +177,8 @@ def train_folder(
         (directory / "README.md").write_text(text, encoding="utf-8")
 
     published = versions.publish(output, write)
-    tqdm.write(f"accuracy {result.accuracy:.1%} on {measured_on}; saved in {published}")
+    found = f"accuracy {result.accuracy:.1%} on {measured_on}" if result.rows else "nothing was held out"
+    tqdm.write(f"{found}; saved in {published}")
     return published
 
 

@@ -68,6 +68,12 @@ def prepare(job: Job) -> Data:
         Problem(row.line, "text of the validation or test file") for row in rows if row.text in elsewhere
     ]
     rows = [row for row in rows if row.text not in elsewhere]
+    tested = {row.text for row in own[1]}
+    if isinstance(job.validation, Path):
+        problems[str(job.validation) if job.validation.name == job.csv.name else job.validation.name] += [
+            Problem(row.line, "text of the test file") for row in own[0] if row.text in tested
+        ]
+    own = [tuple(row for row in own[0] if row.text not in tested), own[1]]
     if job.smoke:
         rows = sample(rows, _SMOKE_SHARE, least=_SMOKE_LEAST, seed=job.options.seed)
         own = [tuple(sample(part, _SMOKE_SHARE, least=_SMOKE_LEAST, seed=job.options.seed)) for part in own]

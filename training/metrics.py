@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _CELL_PX: Final = 88
+_MOST_PX: Final = 4000  # of the matrix; more labels than fit by name are drawn without
 _FONT_PX: Final = 16
 _WHITE: Final = np.array([255, 255, 255])
 _BLUE: Final = np.array([8, 69, 148])
@@ -59,6 +60,7 @@ def draw(result: Result, path: Path) -> None:
     # Pillow's own font has no accents in some builds; a name it cannot draw must not end a training run.
     margin = int(max(font.getlength(name) for name in names)) + 3 * _FONT_PX
     cell = max(_CELL_PX, margin - 2 * _FONT_PX) if len(names) <= 8 else _CELL_PX
+    cell = max(1, min(cell, _MOST_PX // len(names)))
     side = cell * len(names)
     image = Image.new("RGB", (margin + side + _FONT_PX, margin + side + _FONT_PX), "white")
     pen = ImageDraw.Draw(image)
@@ -68,12 +70,17 @@ def draw(result: Result, path: Path) -> None:
     shares = result.confusion / totals
     for i, name in enumerate(names):
         middle = margin + cell * (i + 0.5)
-        pen.text((margin - _FONT_PX / 2, middle), name, "black", font, anchor="rm")
-        pen.text((middle, margin - _FONT_PX), name, "black", font, anchor="mm")
+        if cell >= _FONT_PX:
+            pen.text((margin - _FONT_PX / 2, middle), name, "black", font, anchor="rm")
+        if cell >= _CELL_PX:
+            pen.text((middle, margin - _FONT_PX), name, "black", font, anchor="mm")
         for j in range(len(names)):
             left, top = margin + cell * j, margin + cell * i
             share = float(shares[i, j])
             red, green, blue = (int(part) for part in _WHITE + share * (_BLUE - _WHITE))
+            if cell < _CELL_PX:  # no room for numbers
+                pen.rectangle((left, top, left + cell, top + cell), (red, green, blue))
+                continue
             pen.rectangle((left, top, left + cell, top + cell), (red, green, blue), "gray")
             ink = "white" if share > 0.5 else "black"
             pen.text((left + cell / 2, top + cell / 2), str(result.confusion[i, j]), ink, font, anchor="mm")

@@ -48,7 +48,7 @@ def build(directory: Path, labels: tuple[str, ...], *, seed: int) -> DistilBertF
         SettingsError: the directory lacks weights of the encoder.
     """
     config, weights = _read(directory)
-    known_labels = tuple(str(label) for label in (config.id2label or {}).values())
+    known_labels = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.seq_classif_dropout = DROPOUT

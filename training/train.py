@@ -140,6 +140,7 @@ def _facts(job: Job, data: Data, base: Path) -> dict[str, object]:
     """What decides the result, in words; a checkpoint is taken up only by a run with the same facts."""
     return {
         **{f"data {name}": f"sha256 {sha256}" for name, sha256 in data.files.items()},
+        "columns": f"{job.text_column!r} and {job.label_column!r}, separated by {job.delimiter!r}",
         "split": data.sizes() + (", 5% of the data (smoke)" if job.smoke else ""),
         "labels": ", ".join(data.labels),
         "base": f"{job.base if job.base == STARTER else base.name}, weights sha256 {base_sha256(base)}",

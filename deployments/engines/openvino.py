@@ -66,7 +66,7 @@ class OpenVinoEngine:
     def __init__(self, network: Path, *, precision: str, threads: int) -> None:
         """`network` is an .xml file with its .bin beside it; `precision` fp32, bf16 or int8."""
         self.precision = precision
-        self._weights = network.with_suffix(".bin")
+        self._weights = network.resolve().with_suffix(".bin")  # as the kernel names it
         self._compiled = ov.Core().compile_model(
             network,
             "CPU",

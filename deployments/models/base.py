@@ -31,6 +31,7 @@ class ModelInfo:
     logit_scale: float | None = None  # factor on cosine before softmax, for zero-shot
     label_template: str | None = None  # zero-shot prompt, with {label}
     labels: tuple[str, ...] = ()
+    scores: Literal["softmax", "sigmoid", "none"] = "softmax"  # what makes them of a classifier's logits
     max_tokens: int | None = None  # longer texts are truncated, special tokens included
     encoder_fingerprint: str | None = None  # of the encoder a head was trained on
     version: str | None = None  # of a model directory that holds several

@@ -48,6 +48,7 @@ def load(
         precision=engine.precision,
         agreement=compiled.agreement,
         labels=tuple(facts["labels"]),
+        scores=facts["scores"],
         max_tokens=tokenizer.max_tokens,
         notes=(*notes, *compiled.notes),
     )

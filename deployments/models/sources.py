@@ -12,9 +12,9 @@ from typing import Final, Literal
 from configs.settings import ClassifierSettings, ClipSettings, SettingsError
 from deployments.errors import NotReady, SightlineError
 from deployments.models import hub
-from deployments.models.directories import IMAGE_HEAD, check_directory, read_json
+from deployments.models.directories import IMAGE_HEAD, check_directory, read_json, require_type
 from deployments.models.packages import fetch_starter
-from deployments.models.versions import LATEST, choose, published
+from deployments.models.versions import choose, published
 
 _log = logging.getLogger("sightline")
 
@@ -100,8 +100,10 @@ def is_image_head(source: Source, settings: ClassifierSettings) -> bool:
 
 def _directory(directory: Path, settings: ClipSettings | ClassifierSettings) -> Source:
     """A model, or the versions of one; checked as far as that is cheap."""
-    version = settings.versions.version if isinstance(settings, ClassifierSettings) else LATEST
-    check_directory(choose(directory, version)[0])
+    if isinstance(settings, ClassifierSettings):
+        check_directory(choose(directory, settings.versions.version)[0])
+    else:
+        require_type(check_directory(directory), "clip")
     return Source("directory", str(directory))
 
 

@@ -64,7 +64,7 @@ async def classify(request: Request) -> Response:
             result = await _image(request, name, asked, timing_of(request))
         else:
             result = await _text(request, name, asked, timing_of(request))
-    scores = result.logits if asked.request.raw_scores else softmax(result.logits)
+    scores = result.logits if asked.request.raw_scores else scores_of(result.logits, result.info.scores)
     answer: dict[str, Any] = {
         "object": "classify",
         "model": asked.request.model,
@@ -163,6 +163,17 @@ def _check_contents(name: str, asked: Asked, kind: type) -> None:
         if not isinstance(content, kind):
             message = f"model {name!r} classifies {takes}; this input is {is_not}"
             raise ApiError(422, "wrong_modality", message, f"input[{index}]")
+
+
+def scores_of(logits: NDArray[np.float32], by: str) -> NDArray[np.float32]:
+    """Scores [n, labels] by `ModelInfo.scores`: sigmoids are of labels that do not exclude each other."""
+    match by:
+        case "none":
+            return logits
+        case "sigmoid":
+            halved: NDArray[np.float32] = 0.5 * (1 + np.tanh(0.5 * logits))  # which cannot overflow
+            return halved
+    return softmax(logits)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

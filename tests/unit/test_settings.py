@@ -24,6 +24,19 @@ def test_nested_and_dotted_keys_mean_the_same() -> None:
     assert nested.clip.batch.max_items == 8
 
 
+def test_groups_are_merged_at_every_depth_in_any_order() -> None:
+    dotted, nested = {"clip.scale.cpus": 2}, {"clip": {"scale": {"gpus": 1}}}
+    for args in ({**dotted, **nested}, {**nested, **dotted}):
+        scale = Settings.from_args(args).clip.scale
+        assert (scale.cpus, scale.gpus) == (2, 1)
+
+
+@pytest.mark.parametrize("key", ["clip.hub_timeout_s", "clip.scale.cpus", "limits.request_timeout_s"])
+def test_no_time_and_no_share_is_infinite(key: str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        Settings.from_args({key: "inf"})
+
+
 def test_command_line_strings_become_their_types() -> None:
     settings = Settings.from_args(
         {

@@ -19,7 +19,7 @@ from deployments.models.networks.attention import MASKED, Attention
 from deployments.models.networks.pretrained import load_network
 from deployments.models.text import TextTokenizer
 
-# What OpenAI's models were trained with, for directories without preprocessor_config.json.
+# What OpenAI's models were trained with, for directories that do not say.
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
@@ -161,8 +161,7 @@ def _preprocessing(
     directory: Path, size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
     """Mean and deviation, and a note for each step this server does otherwise than the directory asks."""
-    path = directory / "preprocessor_config.json"
-    config: dict[str, Any] = read_json(path) if path.is_file() else {}
+    config = _image_processor(directory)
     wanted = config.get("size", size)
     shortest = wanted.get("shortest_edge", wanted.get("height")) if isinstance(wanted, dict) else wanted
     notes = []
@@ -176,4 +175,20 @@ def _preprocessing(
         )
     if config.get("do_center_crop", True) is False:
         notes.append("its preprocessing does not crop; the server takes the centre square")
-    return tuple(config.get("image_mean", _MEAN)), tuple(config.get("image_std", _STD)), tuple(notes)
+    # What its pixels are where white is 1 here, and mean and deviation are of such.
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    scale = 1 if math.isclose(255 * factor, 1, rel_tol=1e-6) else 255 * factor
+    mean, deviation = config.get("image_mean", _MEAN), config.get("image_std", _STD)
+    if config.get("do_normalize", True) is False:
+        mean, deviation = (0, 0, 0), (1, 1, 1)
+    return tuple(m / scale for m in mean), tuple(d / scale for d in deviation), tuple(notes)
+
+
+def _image_processor(directory: Path) -> dict[str, Any]:
+    """The directory's settings of it, in the order in which transformers looks; empty if it has none."""
+    both = directory / "processor_config.json"
+    nested = read_json(both).get("image_processor") if both.is_file() else None
+    if isinstance(nested, dict):
+        return nested
+    path = directory / "preprocessor_config.json"
+    return read_json(path) if path.is_file() else {}

@@ -61,6 +61,13 @@ class LogitsNetwork(nn.Module):
         return logits.float()
 
 
+def _scores(problem_type: str | None, labels: int) -> str:
+    """What makes scores of logits, as in transformers' pipeline."""
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"
+
+
 def build(directory: Path) -> Built:
     """`text`. Raises SettingsError for a directory that is no whole classifier."""
     network = load_network(DistilBertForSequenceClassification, directory)
@@ -71,6 +78,7 @@ def build(directory: Path) -> Built:
         {"text": (LogitsNetwork(network), (example, example))},
         {
             "labels": [str(config.id2label[i]) for i in range(config.num_labels)],
+            "scores": _scores(config.problem_type, config.num_labels),
             "pad_id": int(config.pad_token_id or 0),
             "tokenizer": tokenizer.definition(),
             "max_tokens": tokenizer.max_tokens,

@@ -50,6 +50,16 @@ def test_a_leak_fails_and_a_burst_does_not() -> None:
     assert not judge(burst, LOAD, bound_mib=50).problems
 
 
+def test_processes_that_keep_coming_fail() -> None:
+    def at(second: int) -> Sample:
+        more = tuple(Process(100 + n, "worker", 10, replica=False) for n in range(second // 5))
+        return Sample(second, (Process(1, "Replica1", 500, replica=True), *more))
+
+    samples = [at(second) for second in range(60)]
+    assert "came in the meantime hold 110 MiB" in judge(samples, LOAD, bound_mib=50).problems[0]
+    assert not judge(samples, LOAD, bound_mib=120).problems
+
+
 def test_a_lost_replica_or_a_failed_request_fails() -> None:
     replaced = [sample(i, 500, 100, pids=(1, 2 if i < 5 else 3)) for i in range(10)]
     assert "Replica2, Replica3" in judge(replaced, LOAD, bound_mib=50).problems[0]

@@ -109,6 +109,17 @@ def fail(message: str) -> None:
     raise SettingsError(message)
 
 
+class TwoArguments(Exception):  # noqa: N818
+    """Cannot be unpickled, as pydantic's and others' errors."""
+
+    def __init__(self, what: str, more: str) -> None:
+        super().__init__(what)
+
+
+def fail_oddly() -> None:
+    raise TwoArguments("what went wrong", "")
+
+
 def die() -> None:
     os._exit(3)
 
@@ -119,4 +130,6 @@ def test_an_isolated_call_raises_what_its_function_raises(monkeypatch: pytest.Mo
         isolated.call(fail, "no whole model")
     with pytest.raises(RuntimeError, match="the process of die ended with status 3"):
         isolated.call(die)
+    with pytest.raises(RuntimeError, match=r"^TwoArguments: what went wrong$"):
+        isolated.call(fail_oddly)
     assert isolated.call(os.getpid) != os.getpid()

@@ -117,6 +117,13 @@ def test_auto_is_what_this_machine_runs_natively(tmp_path: Path) -> None:
         assert compiled.precision in ("bf16", "fp32")
 
 
+def test_weights_are_given_back_through_a_link_too(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    engine: Any = compiled_sums(tmp_path / "link", "openvino", "fp32")
+    assert str(engine._weights).startswith(str((tmp_path / "real").resolve()))
+
+
 @torch.inference_mode()
 def test_results_stay_after_the_weights_are_given_back(tmp_path: Path) -> None:
     compiled = compiled_sums(tmp_path, "openvino", "fp32")

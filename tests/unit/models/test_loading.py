@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel, pipeline
 
 from configs.settings import ClassifierSettings, ClipSettings, SettingsError
 from deployments.models.loading import Encoder, load_classifier, load_encoder
 from deployments.models.sources import Source
+from serve_app.routes.classify import scores_of
 from tests import assets
 
 
@@ -109,6 +112,71 @@ def test_preprocessing_that_differs_is_told(tiny: Path, tmp_path: Path) -> None:
     notes = load(directory).info.notes
     assert len(notes) == 3
     assert "resizes to 72; the server resizes to 64" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+        {"do_rescale": False, "image_mean": [127, 127, 127], "image_std": [60, 60, 60]},
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_pixels_are_normalised_as_transformers_does(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any], nested: bool
+) -> None:
+    """CLIPProcessor saves the settings in processor_config.json since transformers 5."""
+    directory = copy(tiny, tmp_path / "other")
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    given = {"image_processor_type": "CLIPImageProcessor", **size, **settings}
+    if nested:
+        write_json(directory / "processor_config.json", {"image_processor": given})
+        write_json(directory / "preprocessor_config.json", {"image_mean": [0, 0, 0]})  # of an older release
+    else:
+        write_json(directory / "preprocessor_config.json", given)
+    encoder = load(directory, precision="fp32")
+    assert encoder.info.notes == ()
+    assert encoder.info.fingerprint != load(tiny).info.fingerprint
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (ours,) = encoder.image.run([encoder.image.pre(pixels)])
+    processor: Any = CLIPImageProcessor.from_pretrained(directory)
+    tensors = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        model: Any = CLIPModel.from_pretrained(directory)
+        theirs = model.eval().get_image_features(tensors)
+    vector = getattr(theirs, "pooler_output", theirs)[0].numpy()
+    assert float(ours @ vector / np.linalg.norm(vector)) > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "scores"),
+    [
+        (("spam",), None, "sigmoid"),
+        (("a", "b"), "multi_label_classification", "sigmoid"),
+        (("a", "b"), "single_label_classification", "softmax"),
+        (("stars",), "regression", "none"),
+    ],
+)
+def test_scores_are_made_as_the_model_was_trained(
+    labels: tuple[str, ...], problem_type: str | None, scores: str, tmp_path: Path
+) -> None:
+    directory = assets.distilbert_directory(tmp_path / "model", labels)
+    config = json.loads((directory / "config.json").read_text())
+    write_json(directory / "config.json", {**config, "problem_type": problem_type})
+    source = Source("directory", str(directory))
+    classifier = load_classifier(
+        "x", source, ClassifierSettings(precision="fp32"), assets.CONVERTED, threads=1
+    )
+    assert classifier.info.scores == scores
+    text = "a fine film"
+    (logits,) = classifier.text.run([classifier.text.pre(text)])
+    classify: Any = pipeline("text-classification", str(directory), device="cpu", top_k=None)
+    (found,) = classify([text])
+    theirs = {entry["label"]: entry["score"] for entry in found}
+    ours = dict(zip(labels, scores_of(np.array([logits]), classifier.info.scores)[0].tolist(), strict=True))
+    assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_labels_keep_their_order(tmp_path: Path) -> None:

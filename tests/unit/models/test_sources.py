@@ -71,6 +71,12 @@ def test_a_relative_directory_becomes_absolute(
     assert resolve(ClipSettings(source=tiny.name), tmp_path, starter="").location == str(tiny)
 
 
+def test_an_encoder_of_another_kind_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    classifier = assets.distilbert_directory(tmp_path / "classifier", ("a", "b"))
+    with pytest.raises(SettingsError, match="'distilbert'; accepted here: 'clip'"):
+        resolve(ClipSettings(source=str(classifier)), tmp_path, starter="")
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_an_incomplete_directory_is_named(tiny: Path, tmp_path: Path, missing: str) -> None:
     directory = tmp_path / "model"

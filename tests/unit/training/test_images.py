@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from configs.settings import ClipSettings
 from deployments.models import image_head
@@ -15,7 +16,7 @@ from tests.assets import CACHE, starter
 from tests.photos import encoded, photos
 from training.data import DataError
 from training.image_folder import embed_folder, read_folder
-from training.images import HeadOptions, main, train_folder
+from training.images import HeadOptions, Part, fit, main, train_folder
 
 CLASSES = ("chelsea", "rocket", "flower", "motorcycle")
 CROPS = 20  # of each photo
@@ -111,3 +112,9 @@ def test_a_folder_nothing_can_be_learned_from(
 def test_reading_a_missing_folder() -> None:
     with pytest.raises(DataError, match="not a directory"):
         read_folder(Path("nowhere"))
+
+
+def test_a_loss_that_is_never_a_number_is_told() -> None:
+    part = Part(torch.full((20, 4), torch.inf), torch.arange(20) % 2)
+    with pytest.raises(DataError, match="never a number"):
+        fit(part, part, 2, HeadOptions(epochs=3))

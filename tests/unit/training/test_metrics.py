@@ -36,3 +36,13 @@ def test_the_picture_is_darkest_where_rows_are(tmp_path: Path, labels: list[str]
     dark = (pixels == (8, 69, 148)).all(1).sum()
     cells = len(labels) * 88**2  # of at least this size, less their numbers
     assert dark > 0.8 * cells
+
+
+def test_a_picture_of_very_many_labels_stays_small(tmp_path: Path) -> None:
+    labels = [f"label {n}" for n in range(1500)]
+    true = np.arange(len(labels))
+    draw(measure(labels, true, true), tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 5000
+        dark = (np.asarray(picture.convert("RGB")).reshape(-1, 3) == (8, 69, 148)).all(1).sum()
+    assert dark > 1000

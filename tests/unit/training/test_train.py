@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from training import text, train, versions
 from training.batches import by_length, shuffled
 from training.checkpoint import Epoch, Progress
 from training.data import DataError
+from training.job import prepare
 from training.loop import Options, fit
 from training.network import HEAD, build
 
@@ -202,3 +204,30 @@ def test_resume_refuses_another_runs_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="other data or options"):
         train.learn(replace(job, resume=True, options=replace(job.options, seed=5)))
     assert len(train.learn(replace(job, resume=True)).progress.history) == 1
+
+
+def test_resume_refuses_a_run_on_another_column(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, rows=40, epochs=1)
+    lines = job.csv.read_text().splitlines()
+    job.csv.write_text(
+        "\n".join([f"{lines[0]},title", *(f"{line},t {n}" for n, line in enumerate(lines[1:]))])
+    )
+    train.learn(job)
+    with pytest.raises(DataError, match="other data or options"):
+        train.learn(replace(job, resume=True, text_column="title"))
+
+
+def test_what_is_tested_on_does_not_choose_the_epoch(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, rows=40)
+    lines = job.csv.read_text().splitlines()
+    for name, rows in (("validation.csv", lines[1:9]), ("test.csv", lines[5:13])):
+        (tmp_path / name).write_text("\n".join([lines[0], *rows]))
+    data = prepare(replace(job, validation=tmp_path / "validation.csv", test=tmp_path / "test.csv"))
+    assert not {row.text for row in data.validation} & {row.text for row in data.test}
+    assert (len(data.validation), len(data.test)) == (4, 8)
+    assert any("validation.csv: " in line and "text of the test file" in line for line in data.left_out)
+
+
+def test_an_epoch_whose_loss_is_no_number_is_never_the_best() -> None:
+    losses = [math.nan, 0.5, 0.7, math.nan]
+    assert Progress([Epoch(n, 1, 0, loss, 0, 0) for n, loss in enumerate(losses, 1)]).best_epoch() == 2
