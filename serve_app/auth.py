@@ -49,7 +49,7 @@ class BearerAuth:
 
     def _known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        digest = key_digest(key.strip().encode("latin-1"))  # as headers are decoded, whatever they hold
+        digest = key_digest(key.strip(" \t").encode("latin-1"))  # as headers are decoded, whatever they hold
         # Every key is compared, so that the time taken tells nothing about which one was close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
@@ -67,7 +67,7 @@ def key_digests(settings: AuthSettings) -> tuple[bytes, ...]:
 def _keys(settings: AuthSettings) -> list[str]:
     variable = os.environ.get(settings.keys_env)
     keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
-    if variable and not keys:
+    if variable is not None and not keys:
         raise SettingsError(f"{settings.keys_env} is set but holds no key; split keys by commas, or unset it")
     if settings.keys_file is not None:
         try:

@@ -80,9 +80,9 @@ class Backlog:
         room = asyncio.Semaphore(self._calls_at_once)
         left = 0
 
-        def keep(items: int, answered: int = 0) -> None:
+        def keep(items: int, answered: int | None = None) -> None:
             nonlocal left
-            if answered:
+            if answered is not None:
                 self._count(answered)
             elif not self._out:
                 self._since = self._clock()
@@ -98,8 +98,8 @@ class Backlog:
                 try:
                     yield
                 except SightlineError as error:
-                    if error.index is not None:  # what is wrong with an item is an answer
-                        keep(left - items, answered=items)
+                    if error.index is not None:  # an answer, but none that tells the model's speed
+                        keep(left - items, answered=0)
                     raise
             keep(left - items, answered=items)
 

@@ -306,7 +306,8 @@ class Inference:
         for _ in range(SWAPS_ENDURED):
             draw = _draw()  # one a request: all of it is answered by one version
             part_of = partial(self._send_classify, name, draw)
-            if (joined := self._classified.get(name)) is not None and len(texts) <= JOINED_TEXTS:
+            one_call = len(texts) <= min(JOINED_TEXTS, backlog.items_per_call)  # so one version
+            if (joined := self._classified.get(name)) is not None and one_call:
                 part_of = partial(joined, None)
             with backlog.admit(len(texts)) as turn:
                 parts = _chunks(places, backlog.items_per_call)

@@ -11,6 +11,10 @@ from serve_app.vectors import Vector
 # A list that stops at its first bad element: a million of them must not become a million messages.
 Element = TypeVar("Element")
 ListOf = Annotated[list[Element], Field(fail_fast=True)]
+MOST_INPUTS = 100_000
+"""Far beyond what the limits allow: elements are looked at one by one before they are counted by kind."""
+MOST_ITEMS = 20_000
+"""In one body; streams take any number."""
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 CollectionName = Annotated[
@@ -58,7 +62,7 @@ class EmbeddingRequest(Lenient):
     """`modality` may be left out: data URIs are images, other strings are text."""
 
     model: str | None = None
-    input: Input | ListOf[Input]
+    input: Input | Annotated[ListOf[Input], Field(max_length=MOST_INPUTS)]
     modality: Literal["text", "image"] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, description="the model's own; 0 means the same")
@@ -99,7 +103,7 @@ class ClassifyRequest(Lenient):
     """`labels` makes the image and text encoder a zero-shot classifier."""
 
     model: str
-    input: ClassifyInput | ListOf[ClassifyInput]
+    input: ClassifyInput | Annotated[ListOf[ClassifyInput], Field(max_length=MOST_INPUTS)]
     modality: Literal["text", "image"] | None = None
     labels: ListOf[Annotated[str, Field(min_length=1)]] | None = None
     template: str | None = Field(default=None, description="zero-shot prompt containing {label}")
@@ -144,7 +148,7 @@ class ClassifyResponse(BaseModel):
 class RerankRequest(Lenient):
     model: str | None = None
     query: Input
-    documents: ListOf[Input] = Field(min_length=1)
+    documents: ListOf[Input] = Field(min_length=1, max_length=MOST_INPUTS)
     top_n: Count | None = None
     return_documents: bool = False
 
@@ -214,7 +218,7 @@ class UpsertItem(Strict):
 
 
 class UpsertRequest(Strict):
-    items: ListOf[UpsertItem] = Field(min_length=1)
+    items: ListOf[UpsertItem] = Field(min_length=1, max_length=MOST_ITEMS)
     fingerprint: Fingerprint | None = Field(default=None, description=MADE_BY)
 
 
@@ -269,7 +273,7 @@ class SearchRequest(Strict):
     image: str | None = None
     vector: Vector | None = None
     id: ItemId | None = None
-    queries: ListOf[Query] | None = Field(default=None, min_length=1)
+    queries: ListOf[Query] | None = Field(default=None, min_length=1, max_length=MOST_INPUTS)
     limit: Count = 10
     filter: Filter | None = None
     include: ListOf[Include] = ["metadata"]

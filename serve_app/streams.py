@@ -84,7 +84,9 @@ class ArrayBody:
         read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
         try:
             shape, fortran_order, dtype = read(text, max_header_size=_MAX_HEADER_BYTES)
-        except ValueError as error:
+        except (
+            Exception
+        ) as error:  # numpy lets Python's own parser loose on it, which raises whatever it likes
             raise _refused(f"its header cannot be read: {error}") from None
         if dtype.kind != "f" or dtype.itemsize > 8:
             raise _refused(f"its numbers are {dtype}")
@@ -108,7 +110,8 @@ class ArrayBody:
                 )  # fmt: skip
             rows = np.frombuffer(content, self._dtype).reshape(wanted, self._columns)
             with np.errstate(over="ignore"):  # beyond float32 is infinite, which the index refuses
-                yield rows.astype(np.float32, copy=False)
+                converted = rows.astype(np.float32, copy=False)
+            yield converted
         if await self._take(1):
             message = f"the body goes on after the {self._rows} rows of its header"
             raise ApiError(422, "invalid_array", message, f"row {self._rows}")

@@ -1,8 +1,9 @@
 """Image bytes to the square of pixels an image tower takes: checked, oriented, resized, cropped."""
 
+import re
 from collections.abc import Callable
 from io import BytesIO
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from PIL import (
@@ -37,6 +38,20 @@ _UPRIGHT: Final = {
 }
 
 _THUMBNAIL_QUALITY: Final = 80  # about 10 KB at 256 pixels
+
+MAX_SCANS: Final = 100
+"""Of a JPEG; progressive ones have some ten. Each is a pass over the whole picture: 5 ms of 64 megapixels."""
+_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd8\x01]")  # but for those without a length
+_JPEG_SCAN: Final = 0xDA
+_JPEG_END: Final = 0xD9
+MAX_PARTS: Final = 65_536
+"""Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
+_TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
+_TILE_WIDTH: Final = 322
+_TILE_LENGTH: Final = 323
+_BIG_TIFF: Final = 43
+MAX_RLE_PIXELS: Final = 4_000_000
+"""Of a BMP in runs: a kilobyte may stand for as many pixels as there are, which Pillow writes one by one."""
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions of pixels count
 
@@ -104,6 +119,7 @@ def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tup
         found = "it is empty" if not data else f"it begins with {data[:8].hex(' ')}"
         raise BadInput(f"the data is not an image of a known format ({found}); {ACCEPTED}")
     name = kind.removeprefix("image/").upper()
+    _check_parts(data, kind)
     try:
         image = _OPENERS[kind](BytesIO(data), "")
     except Exception as error:  # Pillow's parsers raise whatever the broken bytes lead them to
@@ -115,6 +131,7 @@ def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tup
         )
     if width < 1 or height < 1:
         raise BadInput(f"the image is empty: {width} by {height} pixels")
+    _check_decoder(image, max_pixels)
     try:
         # A reduced JPEG is rounded up to whole pixels; its picture ends within the last of them.
         drafted = image.draft(None, (2 * size, 2 * size)) if kind == "image/jpeg" else None
@@ -135,6 +152,59 @@ def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tup
         raise BadInput(
             f"the {name} image is truncated or corrupt ({_reason(error)}); send a complete file"
         ) from error
+
+
+def _check_parts(data: bytes, kind: str) -> None:
+    """Raises BadInput for a few bytes that stand for minutes of decoding, which no pixel limit sees."""
+    if kind == "image/jpeg" and (found := _jpeg_scans(data)) > MAX_SCANS:
+        raise BadInput(f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted")
+    if kind == "image/tiff" and (found := _tiff_parts(data)) > MAX_PARTS:
+        raise BadInput(f"the TIFF image has {found} strips or tiles; at most {MAX_PARTS} are accepted")
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """How often the picture is gone over, or a little more; counts to one more than is accepted."""
+    if (most := data.count(b"\xff\xda")) <= MAX_SCANS:  # what follows the picture may hold these bytes too
+        return most
+    place, scans = 2, 0
+    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, place)):
+        place, which = marker.end(), data[marker.end() - 1]
+        if which == _JPEG_END:
+            break
+        scans += which == _JPEG_SCAN
+        place += int.from_bytes(data[place : place + 2])
+    return scans
+
+
+def _tiff_parts(data: bytes) -> int:
+    """The strips or tiles of the first image, by its directory; 0 where there is none to be read."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], order)
+
+    large = number(2, 2) == _BIG_TIFF
+    start = number(8, 8) if large else number(4, 4)
+    first, step, width = (start + 8, 20, 8) if large else (start + 2, 12, 4)
+    entries = range(first, first + step * min(number(start, 8 if large else 2), len(data) // step), step)
+    counts = [number(entry + 4, width) for entry in entries if number(entry, 2) in _TIFF_OFFSETS]
+    return max(counts, default=0)
+
+
+def _check_decoder(image: ImageFile, max_pixels: int) -> None:
+    """Raises TooLarge for what takes far more to decode than its pixels tell."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        width, height = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
+        if width * height > max_pixels:
+            raise TooLarge(
+                f"the image has tiles of {width} by {height} pixels; at most {max_pixels} are accepted"
+            )
+    tiles: Any = image.tile
+    if tiles and tiles[0][0] == "bmp_rle" and image.width * image.height > MAX_RLE_PIXELS:
+        raise TooLarge(
+            f"the BMP image is run-length encoded and has {image.width * image.height} pixels; of such at "
+            f"most {MAX_RLE_PIXELS} are accepted: send it as PNG"
+        )
 
 
 def _thumbnail(image: Image.Image, box: Box, longest: int) -> bytes:

@@ -84,7 +84,7 @@ async def _read(request: Request) -> Asked:
         images, fields = await body.read_images(request, limits, body.JSON)
         given: dict[str, Any] = {"model": gateway.inference.encoder_name, **fields, "input": []}
         if "labels" in given:
-            given["labels"] = [label.strip() for label in given["labels"].split(",")]
+            given["labels"] = [label.strip() for label in given["labels"].split(",", limits.max_labels)]
         asked = body.validate(given, schemas.ClassifyRequest)
         if asked.aggregate:
             raise ApiError(

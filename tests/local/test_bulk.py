@@ -346,3 +346,12 @@ def test_which_ids_are_missing(client: LocalClient, raw: str) -> None:
     many = client.post(f"{raw}/missing", json_body={"ids": ["a"] * 10_001})
     assert (many.status, many.json()["error"]["param"]) == (422, "ids")
     assert client.post("/v1/collections/nowhere/missing", json_body={"ids": ["a"]}).status == 404
+
+
+@pytest.mark.parametrize(
+    "header", ["(", "1L+(", "if\n  x\n y", "{1:2,'a':3}", "{[]:1}", "-" * 4000 + "1", "{'descr':()}"]
+)
+def test_422_a_header_that_is_no_header(client: LocalClient, raw: str, header: str) -> None:
+    text = header.encode()
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    error_of(client.post(f"{raw}/items", content=content, headers=ARRAY), 422, "invalid_array")

@@ -142,6 +142,20 @@ def test_too_many_form_files(client: LocalClient) -> None:
         assert "at most 4" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "nosuch"])
+def test_a_form_in_an_impossible_charset_is_the_callers_mistake(client: LocalClient, charset: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="a\xff"\r\n\r\n\xff\r\n--x--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = client.post("/v1/embeddings", content=part, headers=headers)
+    assert answer.json()["error"]["code"] in ("invalid_multipart", "no_files")
+
+
+def test_422_far_too_many_inputs_are_not_looked_at_one_by_one(client: LocalClient) -> None:
+    answer = client.post("/v1/embeddings", json_body={"input": ["a"] * 100_001})
+    assert answer.status == 422
+    assert "100000" in answer.json()["error"]["message"]
+
+
 def test_no_input_no_embeddings(client: LocalClient) -> None:
     answer = client.post("/v1/embeddings", json_body={"input": []})
     assert (answer.status, answer.json()["data"]) == (200, [])

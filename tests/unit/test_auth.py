@@ -23,8 +23,11 @@ def test_keys_come_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tm
     assert key_digests(AuthSettings(keys_env=ENV, keys_file=file)) == expected
 
 
-def test_a_variable_that_is_set_but_holds_no_key_never_means_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENV, " , ")
+@pytest.mark.parametrize("value", ["", " ", " , "])
+def test_a_variable_that_is_set_but_holds_no_key_never_means_open(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV, value)
     with pytest.raises(SettingsError, match="holds no key"):
         key_digests(AuthSettings(keys_env=ENV))
 

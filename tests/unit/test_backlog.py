@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -287,6 +287,26 @@ def test_an_item_that_is_refused_is_an_answer() -> None:
             with pytest.raises(BadInput):
                 await send_no_image()
             assert not model.refuses()
+
+    run(main)
+
+
+def test_items_that_are_refused_do_not_make_a_model_look_fast() -> None:
+    async def main() -> None:
+        model = Model(max_wait_s=1.0)
+        turns = [model.enter(1) for _ in range(40)]
+
+        async def send_no_image() -> None:
+            with model.backlog.admit(1) as turn:
+                async with turn(1):
+                    raise BadInput("no image").at(0)
+
+        for turn in turns[:20]:  # ten a second, and ten times as many that are no images
+            for _ in range(10):
+                with suppress(Overloaded, BadInput):
+                    await send_no_image()
+            await model.answer(turn, 1, per_s=10)
+        assert model.refuses()  # twenty are out: two seconds
 
     run(main)
 

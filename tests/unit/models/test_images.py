@@ -1,5 +1,7 @@
 """decode: every format and mode, orientation, limits, damage, and equality with transformers."""
 
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -290,3 +292,51 @@ def test_threads_decode_alike() -> None:
 @pytest.mark.parametrize("size", [64, 336])
 def test_other_sizes(size: int) -> None:
     assert decode(encoded(photos()["coffee"]), size, LIMIT).shape == (size, size, 3)
+
+
+def jpeg_of_scans(scans: int, after: bytes = b"") -> bytes:
+    """A progressive one whose last scan comes again and again."""
+    whole = encoded(Image.fromarray(photos()["coffee"]).convert("L"), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * (scans - whole.count(b"\xff\xda") + 1) + whole[-2:] + after
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    few = jpeg_of_scans(20)
+    assert decode(few, SIZE, LIMIT).shape == (SIZE, SIZE, 3)
+    decode(jpeg_of_scans(20, after=b"\xff\xda" * 200), SIZE, LIMIT)  # such as the film behind a photo
+    with pytest.raises(BadInput, match="more than 100 scans; at most 100"):
+        decode(jpeg_of_scans(101), SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("big", [True, False])
+def test_a_tiff_of_very_many_strips_is_refused_before_it_is_parsed(big: bool) -> None:
+    tall = Image.new("L", (1, 70_000))
+    wide = encoded(tall, "TIFF", big_tiff=big)
+    assert decode(wide, SIZE, LIMIT).shape == (SIZE, SIZE, 3)
+    rows = encoded(tall, "TIFF", big_tiff=big, tiffinfo={278: 1}, compression="tiff_deflate", strip_size=1)
+    with pytest.raises(BadInput, match="70000 strips or tiles; at most 65536"):
+        decode(rows, SIZE, LIMIT)
+
+
+def test_a_tile_larger_than_the_limit_is_refused() -> None:
+    tile, size = zlib.compress(bytes(4096 * 4096)), 4096
+    tags = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1)]
+    tags += [(322, size), (323, size), (324, 8 + 2 + 12 * 10 + 4), (325, len(tile))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tile
+    assert decode(data, SIZE, 4096 * 4096).shape == (SIZE, SIZE, 3)
+    with pytest.raises(TooLarge, match="tiles of 4096 by 4096"):
+        decode(data, SIZE, 4096 * 4096 - 1)
+
+
+def test_a_bmp_in_runs_may_have_fewer_pixels() -> None:
+    def bmp(width: int, height: int) -> bytes:
+        runs, palette = b"\x01\x01\0\0\0\x01", bytes(1024)
+        about = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+        start = 14 + len(about) + len(palette)
+        return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + about + palette + runs
+
+    assert decode(bmp(50_000, 1), SIZE, LIMIT).shape == (SIZE, SIZE, 3)
+    with pytest.raises(TooLarge, match="run-length encoded and has 8000000 pixels"):
+        decode(bmp(8_000_000, 1), SIZE, LIMIT)
