@@ -16,6 +16,7 @@ from configs.settings import FetchSettings
 from serve_app.errors import ApiError
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
+UNICAST = ipaddress.IPv6Network("2000::/3")  # given out for the internet; Python calls more global
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -56,7 +57,8 @@ class PublicResolver(AbstractResolver):
     def check(self, address: str) -> None:
         """Raises ForbiddenAddress unless `address` is public or in an allowed network."""
         ip = _reached(ipaddress.ip_address(address.split("%")[0]))
-        if (ip.is_global and not ip.is_multicast) or any(
+        routed = isinstance(ip, IPv4Address) or ip in UNICAST
+        if (routed and ip.is_global and not ip.is_multicast) or any(
             ip in net for net in self._settings.allowed_networks
         ):
             return

@@ -117,6 +117,9 @@ def test_an_allowed_host_is_fetched(certificate: Path, host: str) -> None:
         "224.0.0.1",
         "[64:ff9b::7f00:1]",  # 127.0.0.1 behind NAT64
         "[2002:7f00:1::]",  # 127.0.0.1 behind 6to4
+        "[64:ff9b:1::7f00:1]",  # 127.0.0.1 behind a NAT64 of one's own
+        "[fec0::1]",
+        "[::127.0.0.1]",
     ],
 )
 def test_no_address_that_is_not_public_is_connected_to(certificate: Path, host: str) -> None:
