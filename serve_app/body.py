@@ -117,7 +117,7 @@ async def _take_apart(
     )
     try:
         form = await parser.parse()
-    except (MultiPartException, MultipartParseError, KeyError, ValueError, LookupError) as error:
+    except (MultiPartException, MultipartParseError, LookupError, ValueError) as error:
         if "Too many files" in str(error):
             check_counts(limits.max_images + 1, 0, limits, "files")
         raise ApiError(400, "invalid_multipart", f"not a valid multipart/form-data body: {error}") from None

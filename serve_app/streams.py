@@ -84,9 +84,7 @@ class ArrayBody:
         read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
         try:
             shape, fortran_order, dtype = read(text, max_header_size=_MAX_HEADER_BYTES)
-        except (
-            Exception
-        ) as error:  # numpy lets Python's own parser loose on it, which raises whatever it likes
+        except Exception as error:  # numpy has Python's own parser read it, which raises whatever it likes
             raise _refused(f"its header cannot be read: {error}") from None
         if dtype.kind != "f" or dtype.itemsize > 8:
             raise _refused(f"its numbers are {dtype}")

@@ -177,8 +177,7 @@ def train_folder(
         (directory / "README.md").write_text(text, encoding="utf-8")
 
     published = versions.publish(output, write)
-    found = f"accuracy {result.accuracy:.1%} on {measured_on}" if result.rows else "nothing was held out"
-    tqdm.write(f"{found}; saved in {published}")
+    tqdm.write(f"{result.told(measured_on)}; saved in {published}")
     return published
 
 

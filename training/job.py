@@ -53,10 +53,12 @@ class Data:
 def prepare(job: Job) -> Data:
     """Read, check and split. Raises DataError if nothing can be trained on what is left."""
     tables: dict[str, Table] = {}
+    names: dict[Path, str] = {}  # in `tables`
 
     def read(path: Path) -> tuple[Row, ...]:
         table = read_csv(path, job.text_column, job.label_column, job.delimiter)
-        tables[str(path) if path.name in tables else path.name] = table
+        names[path] = str(path) if path.name in tables else path.name
+        tables[names[path]] = table
         return table.rows
 
     rows: Sequence[Row] = read(job.csv)
@@ -70,7 +72,7 @@ def prepare(job: Job) -> Data:
     rows = [row for row in rows if row.text not in elsewhere]
     tested = {row.text for row in own[1]}
     if isinstance(job.validation, Path):
-        problems[str(job.validation) if job.validation.name == job.csv.name else job.validation.name] += [
+        problems[names[job.validation]] += [
             Problem(row.line, "text of the test file") for row in own[0] if row.text in tested
         ]
     own = [tuple(row for row in own[0] if row.text not in tested), own[1]]

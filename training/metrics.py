@@ -31,6 +31,9 @@ class Result:
     def accuracy(self) -> float:
         return float(np.trace(self.confusion) / max(1, self.rows))
 
+    def told(self, measured_on: str) -> str:
+        return f"accuracy {self.accuracy:.1%} on {measured_on}" if self.rows else "nothing was held out"
+
     def precision(self) -> NDArray[np.float64]:
         """Per class; NaN for a class that was never predicted."""
         return _share(self.confusion, self.confusion.sum(0))

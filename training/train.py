@@ -105,8 +105,7 @@ def train(job: Job, on_epoch: OnEpoch | None = None) -> Path | None:
 
     published = versions.publish(job.output, write)
     shutil.rmtree(checkpoint_of(job).parent, ignore_errors=True)
-    found = f"accuracy {result.accuracy:.1%} on {measured_on}" if result.rows else "nothing was held out"
-    _say(f"{found}; saved in {published}")
+    _say(f"{result.told(measured_on)}; saved in {published}")
     return published
 
 

@@ -57,9 +57,8 @@ def compile_networks(
     if engine == "auto":
         engine = "torch" if precision != "int8" and _cuda_device() else "openvino"
     # Imported late: each engine brings in what the other does without.
-    unused = (UNUSED_GPU,) if gpus and not (engine == "torch" and _cuda_device()) else ()
     if engine == "torch":
-        return _noted(_on_torch(networks.build(), precision, threads), unused, networks)
+        return _told(_on_torch(networks.build(), precision, threads), networks, gpus)
     from deployments.engines.conversion import AGREEMENT, FACTS, STORED, converted
     from deployments.engines.openvino import OpenVinoEngine, native_precision, notes
 
@@ -77,14 +76,18 @@ def compile_networks(
             },
             json.loads((directory / FACTS).read_text(encoding="utf-8")),
             agreement,
+            notes(precision),
         )
-    return _noted(compiled, (*notes(precision), *unused), networks)
+    return _told(compiled, networks, gpus)
 
 
-def _noted(compiled: Compiled, notes: tuple[str, ...], networks: Networks) -> Compiled:
-    for note in notes:
+def _told(compiled: Compiled, networks: Networks, gpus: float) -> Compiled:
+    """The same, its notes in the log, and one more where GPUs were given and are not used."""
+    if gpus and any(engine.name != "torch-cuda" for engine in compiled.engines.values()):
+        compiled = replace(compiled, notes=(*compiled.notes, UNUSED_GPU))
+    for note in compiled.notes:
         _log.warning("%s: %s", networks.directory, note)
-    return replace(compiled, notes=(*compiled.notes, *notes))
+    return compiled
 
 
 def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compiled:

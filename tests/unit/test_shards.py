@@ -75,6 +75,10 @@ class Cluster:
         handles: Any = self.handles
         return Shards(handles, SETTINGS, LimitSettings())
 
+    def keep_snapshots(self, place: Path) -> None:
+        for index in self.indexes:
+            index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(place),)})
+
     def close(self) -> None:
         for index in self.indexes:
             index._catalog.close()
@@ -235,8 +239,7 @@ def test_a_snapshot_that_one_shard_cannot_take_part_in_leaves_no_part(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     place = tmp_path / "snapshots"
-    for index in cluster.indexes:
-        index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(place),)})
+    cluster.keep_snapshots(place)
 
     async def main() -> None:
         shards = cluster.connect()
@@ -263,8 +266,7 @@ def test_a_snapshot_whose_request_ends_before_it_is_finished_leaves_no_part(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "snapshots"
-    for index in cluster.indexes:
-        index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(place),)})
+    cluster.keep_snapshots(place)
 
     async def main() -> None:
         shards = cluster.connect()
