@@ -1,6 +1,7 @@
 """Every tunable of Sightline: typed, frozen, unknown keys refused, units in the names."""
 
 import difflib
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
@@ -297,11 +298,24 @@ class LimitSettings(Frozen):
     max_inflight_requests: Positive = 1024
     max_inflight_images: Positive = 256
     max_inflight_texts: Positive = 4096
+    max_inflight_bytes: Positive = Field(
+        default=256 * MiB, description="of bodies, and of images fetched for them"
+    )
     max_search_results: Positive = Field(default=100_000, description="queries times limit of one search")
+    max_answer_bytes: Positive = Field(default=64 * MiB, description="of a search's results, about")
     max_page: Positive = Field(default=1000, description="items on one page")
     max_json_depth: Positive = Field(default=64, description="nesting of metadata and filters")
     request_timeout_s: Seconds = 60
     retry_after_s: Positive = 1
+
+    @model_validator(mode="after")
+    def _a_body_fits(self) -> Self:
+        if self.max_inflight_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_inflight_bytes ({self.max_inflight_bytes}) must be at least max_body_bytes "
+                f"({self.max_body_bytes})"
+            )
+        return self
 
 
 class FetchSettings(Frozen):
@@ -314,7 +328,25 @@ class FetchSettings(Frozen):
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(), description="private networks that may be fetched from as well"
     )
-    ca_file: Path | None = Field(default=None, description="extra certificate authority, PEM")
+    ca_file: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        default=None, description="extra certificate authority, PEM"
+    )
+
+    def tls(self) -> ssl.SSLContext:
+        """The system's certificate authorities, and the one given. Raises OSError, ssl.SSLError."""
+        context = ssl.create_default_context()
+        if self.ca_file is not None:
+            context.load_verify_locations(self.ca_file)
+        return context
+
+    @model_validator(mode="after")
+    def _ca_file_can_be_read(self) -> Self:
+        try:
+            if self.ca_file is not None:
+                self.tls()
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"ca_file: {self.ca_file} holds no certificates in PEM: {error}") from None
+        return self
 
 
 class AuthSettings(Frozen):

@@ -143,6 +143,7 @@ class VectorIndex(OnLine):
                 exact=wanted.exact,
                 effort=wanted.effort,
                 fingerprint=wanted.fingerprint,
+                max_bytes=wanted.max_bytes,
                 exclude=exclude or [query if isinstance(query, str) else None for query in queries],
             )
             self._brief[collection] = wanted if time.perf_counter() - began < BRIEF_S else None

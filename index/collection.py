@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from configs.settings import IndexSettings
 from index.ann import EFFORTS, KINDS, Stop, Stopped, kind_for
 from index.chosen import Chosen
 from index.commits import Change, GroupCommit
-from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
+from index.errors import AnswerTooLarge, BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
 from index.evaluate import Evaluation, evaluate
 from index.filters import compile_filter
 from index.flat import FlatRows
@@ -41,6 +42,10 @@ from index.store import FILE_NAME, Reader, Row, Store, Writer, vector_of
 from index.view import MAX_ROWID, View, restored
 
 METADATA: Include = frozenset({"metadata"})
+
+# Of a hit written as JSON: what is around its parts, and each byte of a float32 vector.
+HIT_BYTES = 100
+JSON_GROWTH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +239,7 @@ class Collection:
         fingerprint: str | None = None,
         exclude: Sequence[str | None] | None = None,
         effort: int | None = None,
+        max_bytes: int | None = None,
     ) -> list[list[Hit]]:
         """The nearest items for each of the vectors [q, d], best first; fewer than `limit` if fewer pass.
 
@@ -243,6 +249,7 @@ class Collection:
         whichever most rows are searched with, that was chosen for the recall asked for.
 
         Raises:
+            AnswerTooLarge: written as JSON the hits would have about `max_bytes` or more.
             ModelMismatch: another model than `fingerprint` filled the collection.
             BadVector: with the `index` of the query.
             BadFilter: the filter is not in the language, or too slow.
@@ -258,7 +265,7 @@ class Collection:
             if effort and kind and kind.effort:
                 efforts = {**efforts, kind.effort: effort}
             scores, rowids = view.search(queries, wanted, among, exact, efforts)
-            rows = reader.rows(list(set(rowids.ravel().tolist())), include & {"metadata", "vector"})
+            rows = _rows_of(reader, rowids.ravel().tolist(), include & {"metadata", "vector"}, max_bytes)
         found = []
         for left_out, best, best_scores in zip(excluded, rowids.tolist(), scores.tolist(), strict=True):
             hits = []
@@ -442,3 +449,22 @@ class Collection:
             with suppress(MemoryError):  # the dead rows stay until there is room for a copy
                 self._views = {self._version: view.with_compact_tail()}
         self._store.limit_wal()
+
+
+def _rows_of(
+    reader: Reader, hits: Sequence[int], include: Include, max_bytes: int | None
+) -> dict[int, tuple[str, str | None, bytes | None]]:
+    """What the hits show, by rowid; a row may be that of several. Raises AnswerTooLarge."""
+    times = Counter(hits)
+    rows = {}
+    size = 0
+    for rowid, id, metadata, vector in reader.rows(list(times), include):
+        rows[rowid] = (id, metadata, vector)
+        if max_bytes is not None:
+            size += times[rowid] * (HIT_BYTES + len(metadata or "") + JSON_GROWTH * len(vector or b""))
+            if size > max_bytes:
+                raise AnswerTooLarge(
+                    f"the results would have more than {max_bytes} bytes; ask for fewer at once, or for less "
+                    'of each: "include": [] leaves out metadata and vectors'
+                )
+    return rows

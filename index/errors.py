@@ -51,6 +51,10 @@ class BadItem(VectorIndexError):  # noqa: N818
     """An id or metadata the collection cannot hold (422)."""
 
 
+class AnswerTooLarge(VectorIndexError):  # noqa: N818
+    """What was found is more than may be answered at once (413)."""
+
+
 class BadLocation(VectorIndexError):  # noqa: N818
     """A snapshot was asked to go where requests may not write (422)."""
 

@@ -62,6 +62,7 @@ class Wanted:
     exact: bool = False
     effort: int | None = None
     fingerprint: str | None = None
+    max_bytes: int | None = None
 
 
 class Hit(NamedTuple):

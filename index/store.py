@@ -168,10 +168,10 @@ class Reader:
 
     def rows(
         self, rowids: Sequence[int], include: Include
-    ) -> dict[int, tuple[str, str | None, bytes | None]]:
-        """Id and, as far as they are to be included, metadata as JSON text and the vector's bytes."""
+    ) -> Iterator[tuple[int, str, str | None, bytes | None]]:
+        """Rowid, id and, as far as they are to be included, metadata as JSON text and the vector's bytes."""
         found = self._rows("i.rowid IN (SELECT value FROM json_each(?))", (json.dumps(rowids),), include)
-        return {rowid: (id, metadata, vector) for rowid, id, metadata, vector, _ in found}
+        return (row[:4] for row in found)
 
     def after(self, rowid: int, limit: int, include: Include) -> list[tuple[int, Record]]:
         """Up to `limit` records with greater rowids, ascending."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from configs.settings import LimitSettings
 from serve_app.errors import ApiError
-from serve_app.limits import check_counts
+from serve_app.limits import check_counts, hold
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -35,7 +35,7 @@ def is_json(media_type: str) -> bool:
 
 
 async def read(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises 413 as soon as it is known to exceed `max_bytes`."""
+    """The whole body. Raises 413 as soon as it is known to exceed `max_bytes`, and as `hold` does."""
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() and len(declared) < 20 else 0
     chunks: list[bytes] = []
@@ -46,6 +46,7 @@ async def read(request: Request, max_bytes: int) -> bytes:
             received += len(chunk)
             if received > max_bytes:
                 break
+            hold(len(chunk))
     if max(size, received) > max_bytes:
         message = f"the body is larger than {max_bytes} bytes; send less in one request"
         raise ApiError(413, "body_too_large", message)

@@ -52,6 +52,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     index_errors.BadFilter: (422, "invalid_filter"),
     index_errors.BadVector: (422, "invalid_vector"),
     index_errors.BadItem: (422, "invalid_item"),
+    index_errors.AnswerTooLarge: (413, "too_many_results"),
     index_errors.BadLocation: (422, "invalid_location"),
     index_errors.SnapshotExists: (409, "snapshot_exists"),
     index_errors.IndexUnavailable: (503, "index_unavailable"),
@@ -121,9 +122,7 @@ def install(app: FastAPI, retry_after_s: int) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         # A route whose list is not called `input` says so.
-        list_name = getattr(request.state, "list_name", "input")
-        named = None if list_name is None else lambda index: f"{list_name}[{index}]"
-        return await api(request, api_error(error, named))
+        return await api(request, api_error(error, getattr(request.state, "named", "input[{}]".format)))
 
     async def api(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

@@ -3,7 +3,6 @@
 import asyncio
 import ipaddress
 import socket
-import ssl
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 from urllib.parse import urljoin
@@ -14,9 +13,11 @@ from yarl import URL
 
 from configs.settings import FetchSettings
 from serve_app.errors import ApiError
+from serve_app.limits import hold
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 UNICAST = ipaddress.IPv6Network("2000::/3")  # given out for the internet; Python calls more global
+CONNECTIONS = 512  # of all requests together
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -77,7 +78,7 @@ class ImageFetcher:
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str, param: str) -> bytes:
-        """The body at `url`. Raises 422 with what went wrong, 413 when it is too large."""
+        """The body at `url`. Raises 422 with what went wrong, 413 when it is too large; and as `hold`."""
         if not self._settings.enabled:
             message = "image URLs are not fetched here (fetch_urls.enabled is off); send a data URI or base64"
             raise ApiError(422, "url_fetch_disabled", message, param)
@@ -116,15 +117,17 @@ class ImageFetcher:
             if len(body) > self._settings.max_bytes:
                 message = f"the image at the URL is larger than {self._settings.max_bytes} bytes"
                 raise ApiError(413, "url_too_large", message, param)
+            hold(len(chunk))
         return bytes(body)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            context = ssl.create_default_context()
-            if self._settings.ca_file is not None:
-                context.load_verify_locations(self._settings.ca_file)
             connector: Any = aiohttp.TCPConnector(
-                resolver=self._resolver, use_dns_cache=False, ssl=context, force_close=True
+                limit=CONNECTIONS,
+                resolver=self._resolver,
+                use_dns_cache=False,
+                ssl=self._settings.tls(),
+                force_close=True,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()

@@ -93,5 +93,5 @@ def create_app(gateway: Gateway) -> FastAPI:
     # Added last runs first: the context wraps authentication, which wraps the routes.
     digests = gateway.key_digests and (*gateway.key_digests, key_digest(key.encode()))
     app.add_middleware(BearerAuth, digests=digests, open_docs=gateway.settings.auth.open_docs)
-    app.add_middleware(RequestContext, limits=gateway.settings.limits, admission=gateway.admissions.requests)
+    app.add_middleware(RequestContext, limits=gateway.settings.limits, admissions=gateway.admissions)
     return app

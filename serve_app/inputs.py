@@ -1,5 +1,6 @@
 """What callers send as text or image, made into `str` (a text) or `bytes` (an encoded image)."""
 
+import asyncio
 import binascii
 import re
 from base64 import b64decode
@@ -15,6 +16,8 @@ from serve_app.schemas import ImageInput, TextInput
 
 # "data:image/png;base64,…" and its kind, but not "Data: the new oil".
 DATA_URI = re.compile(r"data:[^,\s]*[;,]", re.IGNORECASE)
+
+FETCHES = 8  # of one request at once, for others to have some of the connections
 
 Modality = Literal["text", "image"]
 Content = str | bytes
@@ -41,33 +44,33 @@ class InputReader:
 
         Raises:
             ApiError: 400 broken base64, 413 too many, 422 of another kind than `modality`.
+            Overloaded: requests hold too much already of what was fetched for them.
         """
         if not values:
             return []
         kinds = [_kind(value, modality, param(i)) for i, value in enumerate(values)]
         images = kinds.count("image")
         check_counts(images, len(values) - images, self._limits, param(0).split("[")[0])
+        fetches = asyncio.Semaphore(FETCHES)
         return await together(
             *(
-                self._content(value, kind, param(i))
+                self._content(value, kind, param(i), fetches)
                 for i, (value, kind) in enumerate(zip(values, kinds, strict=True))
             )
         )
 
-    async def _content(self, value: Given, kind: Modality, param: str) -> Content:
+    async def _content(self, value: Given, kind: Modality, param: str, fetches: asyncio.Semaphore) -> Content:
         if isinstance(value, ImageInput):
             value = value.image
         elif isinstance(value, TextInput):
             value = value.text
         if kind == "image":
-            return await self._image(value, param)
+            if value.startswith(("https://", "http://")):
+                async with fetches:
+                    return await self._fetcher.fetch(value, param)
+            return decode_base64(value, param)
         check_text(value, self._limits, param)
         return value
-
-    async def _image(self, value: str, param: str) -> bytes:
-        if value.startswith(("https://", "http://")):
-            return await self._fetcher.fetch(value, param)
-        return decode_base64(value, param)
 
 
 def decode_base64(value: str, param: str) -> bytes:

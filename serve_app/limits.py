@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from configs.settings import LimitSettings
-from deployments.errors import Overloaded
+from deployments.errors import BadInput, Overloaded
+from deployments.models.characters import check_characters
 from serve_app.errors import ApiError
 
 
@@ -35,14 +38,67 @@ class Admission:
             self.inflight -= count
 
 
+class Memory:
+    """Counts the bytes that requests hold: of bodies, as they arrive, and of images fetched for them."""
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        self.limit = limit
+        self._retry_after_s = retry_after_s
+        self.held = 0
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """What `hold` counts while the block runs is held until its end."""
+        mine = _Held(self)
+        token = _HELD.set(mine)
+        try:
+            yield
+        finally:
+            _HELD.reset(token)
+            self.held -= mine.bytes
+
+    def grow(self, mine: "_Held", size: int) -> None:
+        if mine.bytes + size > self.limit:
+            message = f"one request may hold {self.limit} bytes, fetched images included; split it"
+            raise ApiError(413, "too_large", message)
+        if self.held + size > self.limit:
+            raise Overloaded(
+                f"requests hold {self.held} bytes and may hold {self.limit}; "
+                f"try again in {self._retry_after_s} s"
+            )
+        self.held += size
+        mine.bytes += size
+
+
+@dataclass(eq=False)
+class _Held:
+    memory: Memory
+    bytes: int = 0
+
+
+_HELD: ContextVar[_Held | None] = ContextVar("held", default=None)
+
+
+def hold(size: int) -> None:
+    """Count so many bytes more for the request whose task this is.
+
+    Raises:
+        Overloaded: all requests together would hold too much.
+        ApiError: 413, this one would.
+    """
+    if (mine := _HELD.get()) is not None:
+        mine.memory.grow(mine, size)
+
+
 class Admissions:
-    """The gateway's limits on requests, images and texts in flight."""
+    """The gateway's limits on requests, images, texts and bytes in flight."""
 
     def __init__(self, limits: LimitSettings) -> None:
         wait = limits.retry_after_s
         self.requests = Admission("requests", limits.max_inflight_requests, wait)
         self._images = Admission("images", limits.max_inflight_images, wait)
         self._texts = Admission("texts", limits.max_inflight_texts, wait)
+        self.memory = Memory(limits.max_inflight_bytes, wait)
 
     @contextmanager
     def admit(self, contents: Sequence[str | bytes]) -> Iterator[None]:
@@ -70,10 +126,17 @@ def check_counts(images: int, texts: int, limits: LimitSettings, param: str = "i
 
 
 def check_text(text: str, limits: LimitSettings, param: str) -> None:
-    """Raises 413 for a text that is too long."""
+    """Raises 413 for a text that is too long, 422 for one that is none.
+
+    What a model would refuse is refused here, for there it may be among those of many callers.
+    """
     if len(text) > limits.max_text_chars:
         message = f"the text has {len(text)} characters; at most {limits.max_text_chars} are accepted"
         raise ApiError(413, "text_too_long", message, param)
+    try:
+        check_characters(text)
+    except BadInput as error:
+        raise ApiError(422, "invalid_input", error.message, param) from None
 
 
 def check_depth(value: object, limits: LimitSettings, param: str) -> None:

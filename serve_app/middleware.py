@@ -18,7 +18,7 @@ from deployments.errors import Overloaded
 from deployments.metrics import RequestMetrics
 from deployments.timing import StageTimes
 from serve_app.errors import error_response, let_go
-from serve_app.limits import Admission
+from serve_app.limits import Admissions
 
 logger = logging.getLogger("ray.serve")
 
@@ -107,11 +107,11 @@ def log_here(scope: Scope) -> None:
 class RequestContext:
     """ASGI middleware, the outermost: nothing that goes wrong inside leaves a caller without an answer."""
 
-    def __init__(self, app: ASGIApp, limits: LimitSettings, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, limits: LimitSettings, admissions: Admissions) -> None:
         self._app = app
         self._timeout_s = limits.request_timeout_s
         self._retry_after_s = limits.retry_after_s
-        self._admission = admission
+        self._admissions = admissions
         self._metrics = RequestMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,7 +136,7 @@ class RequestContext:
         try:
             # Health is asked about most when there is too much to do, so it takes no room.
             room = 0 if scope["path"].startswith("/health") else 1
-            with self._admission.admit(room):
+            with self._admissions.requests.admit(room), self._admissions.memory.holding():
                 async with limit:
                     await self._app(scope, receive, send_with_timing)
         except Overloaded as error:

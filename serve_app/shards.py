@@ -36,7 +36,8 @@ LEAST_QUERIES = 8
 """Sent while others are searched for, because together they take less: 16 clients got 2 570 answers a second
 from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls at work."""
 JOINED_LIMIT = 100
-"""A search that wants more results is a call of its own: its answer is large."""
+JOINED_RESULTS = 1000
+"""A search that wants more results, for a query or for all, is a call of its own: its answer may be large."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Shards:
         self._scatter = Scatter(self._shards)
         self._only = self._scatter.only
         self._max_metadata_bytes = limits.max_metadata_bytes
+        self._max_answer_bytes = limits.max_answer_bytes
         self._joined = Joined(self._search, Found.part, JOINED_QUERIES, least=LEAST_QUERIES)
 
     @property
@@ -237,9 +239,11 @@ class Shards:
         """
         filter = None if wanted.filter is None else orjson.dumps(wanted.filter)
         kind = _Kind(name, replace(wanted, filter=None), filter, partial)
-        if wanted.limit <= JOINED_LIMIT and len(queries) <= JOINED_QUERIES:
+        results = len(queries) * wanted.limit
+        if len(queries) <= JOINED_QUERIES and wanted.limit <= JOINED_LIMIT and results <= JOINED_RESULTS:
             return await self._joined(kind, queries)
-        return await self._search(kind, queries)
+        bounded = replace(kind.wanted, max_bytes=self._max_answer_bytes)
+        return await self._search(kind._replace(wanted=bounded), queries)
 
     async def _search(self, kind: _Kind, queries: Sequence[Vectors | str]) -> Found:
         name, wanted, filter, partial = kind

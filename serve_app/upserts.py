@@ -1,6 +1,6 @@
 """Items from a request into the index: what needs embedding is embedded, then all are stored at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from deployments.models.base import Vectors
@@ -16,30 +16,41 @@ if TYPE_CHECKING:
     from serve_app.gateway import Gateway
 
 
-async def store(
-    gateway: "Gateway",
-    name: str,
-    given: Sequence[UpsertItem],
-    fingerprint: str | None,
-    timing: Timing,
-    named: Callable[[int], str],
-) -> list[str]:
-    """The distinct ids of the items, once they are on disk; all of them are or none.
+async def read(
+    gateway: "Gateway", given: Sequence[UpsertItem], named: Callable[[int], str]
+) -> dict[int, Content]:
+    """What is to be embedded, by its place among the items; `named` is the request's word for a place.
 
-    `fingerprint` is the caller's word for the model that made its vectors. `named` is the request's
-    word for the item at a place, for errors that are found here; the others carry the place.
-
-    Raises:
-        ModelMismatch: the vectors were not made by what the collection holds, or what embeds the rest.
+    Raises as `InputReader.read` does, and 422 for metadata that is nested too deep.
     """
     for i, item in enumerate(given):
         check_depth(item.metadata, gateway.settings.limits, f"{named(i)}.metadata")
     places = [i for i, item in enumerate(given) if item.vector is None]
     contents = await gateway.inputs.read([_input(given[i]) for i in places], param=lambda i: named(places[i]))
+    return dict(zip(places, contents, strict=True))
+
+
+async def store(
+    gateway: "Gateway",
+    name: str,
+    given: Sequence[UpsertItem],
+    contents: Mapping[int, Content],
+    fingerprint: str | None,
+    timing: Timing,
+) -> list[str]:
+    """The distinct ids of the items, once they are on disk; all of them are or none.
+
+    `contents` is what `read` gave for them, `fingerprint` the caller's word for the model that made its
+    vectors. Errors about an item carry its place.
+
+    Raises:
+        ModelMismatch: the vectors were not made by what the collection holds, or what embeds the rest.
+    """
     vectors: dict[int, Vectors] = {i: item.vector for i, item in enumerate(given) if item.vector is not None}
     thumbnails: dict[int, bytes] = {}
     if contents:
-        embedded = await embed(gateway, name, contents, timing, places)
+        places = list(contents)
+        embedded = await embed(gateway, name, list(contents.values()), timing, places)
         thumbnails = {places[i]: small for i, small in embedded.thumbnails.items()}
         if fingerprint not in (None, embedded.fingerprint) and vectors:
             raise ModelMismatch(
@@ -49,10 +60,9 @@ async def store(
             )
         fingerprint = embedded.fingerprint
         vectors |= dict(zip(places, embedded.vectors, strict=True))
-    sources: dict[int, Content] = dict(zip(places, contents, strict=True))
     items = [
         Item(
-            id=item.id if item.id is not None else content_id(sources.get(i, vectors[i])),
+            id=item.id if item.id is not None else content_id(contents.get(i, vectors[i])),
             vector=vectors[i],
             metadata=item.metadata,
             thumbnail=thumbnails.get(i),

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from configs.settings import SettingsError
 from deployments.errors import BadInput
+from deployments.models.characters import check_characters
 
 # One text's token ids, int64, special tokens included, not padded.
 Tokens = NDArray[np.int64]
@@ -19,7 +20,6 @@ Tokens = NDArray[np.int64]
 # model's limit at the first try; what is cut off could not have changed the answer.
 _WINDOW_CHARS_PER_TOKEN: Final = 16
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Only what every tokenizer takes for a space: BERT's drops \x1c to \x1f, which `\s` would match.
 _SPACE: Final = re.compile("[ \t\r\n]")
 
@@ -77,16 +77,12 @@ class TextTokenizer:
         """
         if not isinstance(text, str):
             raise BadInput(f"a text must be a string, not {type(text).__name__}")
-        if "\0" in text:
-            raise BadInput(f"the text has a NUL character at position {text.index(chr(0))}")
-        if (lone := _SURROGATE.search(text)) is not None:
-            raise BadInput(
-                f"the text has half a surrogate pair at position {lone.start()}: not valid Unicode"
-            )
+        check_characters(text)
         window = self.max_tokens * _WINDOW_CHARS_PER_TOKEN
         while True:
             part, whole = _words(text, window)
-            ids = self._tokenizer.encode(part).ids
+            # Half the time of `encode`, and without the GIL: a long word takes a quarter of a second.
+            ids = self._tokenizer.encode_batch_fast([part])[0].ids
             if whole or len(ids) >= self.max_tokens:
                 if self._embedded is not None and (last := max(ids, default=0)) >= self._embedded:
                     raise BadInput(

@@ -1,9 +1,9 @@
 """Much data at once: streams of items or vectors into a collection, and which ids are still to be sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request
@@ -20,6 +20,9 @@ from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 from serve_app.streams import ArrayBody, Line, discard, lines
 
+if TYPE_CHECKING:
+    from serve_app.gateway import Gateway
+
 router = APIRouter(tags=["items"])
 
 BATCH_ITEMS: Final = 500  # held in memory and written to disk together
@@ -35,7 +38,7 @@ async def missing(request: Request, name: schemas.CollectionName) -> Response:
     """Those of the ids that no item has: what a job that was stopped has still to send."""
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.MissingRequest, gateway.settings.limits.max_body_bytes)
-    request.state.list_name = "ids"
+    request.state.named = "ids[{}]".format
     return json_response({"missing": await gateway.index.missing(name, asked.ids)})
 
 
@@ -199,12 +202,24 @@ async def _store(
     fingerprint: str | None,
     names: Sequence[str],
 ) -> list[str]:
-    """The ids; a stream waits its turn where a single request would be sent away."""
+    """The ids of one batch."""
     gateway = gateway_of(request)
+
+    async def read_and_store() -> list[str]:
+        with gateway.admissions.memory.holding():
+            contents = await upserts.read(gateway, items, names.__getitem__)
+            timing = timing_of(request)
+            return await _in_turn(
+                gateway, lambda: upserts.store(gateway, name, items, contents, fingerprint, timing)
+            )
+
+    return await _in_turn(gateway, read_and_store)
+
+
+async def _in_turn(gateway: "Gateway", work: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    """A stream waits its turn where a single request would be sent away."""
     while True:
         try:
-            return await upserts.store(
-                gateway, name, items, fingerprint, timing_of(request), names.__getitem__
-            )
+            return await work()
         except Overloaded:
             await asyncio.sleep(gateway.settings.limits.retry_after_s)

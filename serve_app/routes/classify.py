@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from deployments.errors import BadInput
 from deployments.models.base import ModelInfo
 from serve_app import body, schemas
 from serve_app.errors import ApiError
@@ -115,13 +114,8 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
         check_text(label, gateway.settings.limits, f"labels[{index}]")
     prompts = [template.replace("{label}", label) for label in labels]
     count = len(asked.contents)
-    try:
-        embedded = await gateway.inference.embed([*asked.contents, *prompts], timing)
-    except BadInput as error:
-        if error.index is None or error.index < count:
-            raise
-        place = f"labels[{error.index - count}]"
-        raise ApiError(422, "invalid_input", error.message, place) from None
+    request.state.named = lambda i: f"input[{i}]" if i < count else f"labels[{i - count}]"
+    embedded = await gateway.inference.embed([*asked.contents, *prompts], timing)
     inputs, prompt_vectors = np.split(embedded.vectors, [count])
     logits = (info.logit_scale or 1.0) * (inputs @ prompt_vectors.T)
     return Result(info, labels, logits.astype(np.float32), embedded.tokens)

@@ -33,7 +33,7 @@ async def search(request: Request, name: schemas.CollectionName) -> Response:
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.SearchRequest, gateway.settings.limits.max_body_bytes)
     _check_size(asked, gateway.settings)
-    request.state.list_name = "queries" if asked.queries else None
+    request.state.named = "queries[{}]".format if asked.queries else None
     queries, fingerprint = await _queries(request, asked)
     wanted = Wanted(
         asked.limit, asked.filter, frozenset(asked.include), asked.exact, asked.effort, fingerprint

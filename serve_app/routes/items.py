@@ -58,15 +58,10 @@ async def upsert(
     if not body.is_json(media_type):
         raise body.unsupported(media_type, body.JSON, *STREAMS)
     asked = await body.read_json(request, schemas.UpsertRequest, gateway.settings.limits.max_body_bytes)
-    request.state.list_name = "items"
-    ids = await upserts.store(
-        gateway,
-        name,
-        asked.items,
-        asked.fingerprint or fingerprint,
-        timing_of(request),
-        "items[{}]".format,
-    )
+    request.state.named = "items[{}]".format
+    contents = await upserts.read(gateway, asked.items, "items[{}]".format)
+    made_by = asked.fingerprint or fingerprint
+    ids = await upserts.store(gateway, name, asked.items, contents, made_by, timing_of(request))
     return json_response({"upserted": len(ids), "ids": ids})
 
 

@@ -24,7 +24,7 @@ async def rerank(request: Request) -> Response:
     name = gateway.inference.encoder_named(asked.model)
     query = await gateway.inputs.read([asked.query], param=lambda _: "query")
     documents = await gateway.inputs.read(asked.documents, param="documents[{}]".format)
-    request.state.list_name = "documents"
+    request.state.named = lambda i: "query" if i == len(documents) else f"documents[{i}]"
     with gateway.admissions.admit([*documents, *query]):
         embedded = await gateway.inference.embed([*documents, *query], timing_of(request))
     scores = embedded.vectors[:-1] @ embedded.vectors[-1]

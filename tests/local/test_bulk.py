@@ -222,9 +222,17 @@ def test_429_does_not_end_a_stream_it_waits_its_turn(
             raise Overloaded("too much to do")
         return await store(*arguments)
 
+    read, reads = upserts.read, count()
+
+    async def counted(*arguments: Any) -> Any:
+        next(reads)
+        return await read(*arguments)
+
     monkeypatch.setattr(upserts, "store", overloaded_at_first)
+    monkeypatch.setattr(upserts, "read", counted)
     answer = client.post(f"{photos}/items", content=ndjson({"id": "a", "text": "a cat"}), headers=LINES)
     assert (answer.status, answer.json()["ids"], given_up) == (200, ["a"], 1)
+    assert next(reads) == 1  # what was fetched is not fetched again
 
 
 def test_an_empty_stream_stores_nothing(client: LocalClient, raw: str) -> None:

@@ -1,6 +1,7 @@
 """Every row of the error table, each with a message that says what was wrong."""
 
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -115,6 +116,40 @@ def test_413_too_much(client: LocalClient) -> None:
     )
     labels = {"model": "clip", "input": "a", "labels": list("abcdefghi")}
     error_of(client.post("/v1/classify", json_body=labels), 413, "too_many_labels")
+
+
+def test_413_an_answer_of_too_many_bytes(client: LocalClient) -> None:
+    client.put("/v1/collections/wordy", json_body={"dimensions": 2})
+    items = [{"id": str(i), "vector": [1, i], "metadata": {"text": "x" * 30_000}} for i in range(4)]
+    assert client.post("/v1/collections/wordy/items", json_body={"items": items}).status == 200
+    search: dict[str, Any] = {"queries": [{"vector": [1, 0]}] * 30, "limit": 50}
+    error = error_of(client.post("/v1/collections/wordy/search", json_body=search), 413, "too_many_results")
+    assert "more than 1048576 bytes" in error["message"]
+    bare = client.post("/v1/collections/wordy/search", json_body=search | {"include": []}).json()["results"]
+    assert [len(hits) for hits in bare] == [4] * 30
+
+
+def test_429_bodies_that_are_held_are_bounded_together(client: LocalClient) -> None:
+    image: dict[str, Any] = {"headers": {"content-type": "image/png"}}
+
+    def wait_for(status: int) -> None:
+        deadline = time.monotonic() + 60
+        while client.post("/v1/embeddings", content=b"x" * 900_000, **image).status != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    uploads = [
+        client.submit("POST", "/v1/embeddings", content=b"x" * 1_000_000, stalls=True, **image)
+        for _ in range(4)
+    ]
+    try:
+        wait_for(429)
+        error_of(client.post("/v1/embeddings", content=b"x" * 900_000, **image), 429, "overloaded")
+        assert client.post("/v1/embeddings", json_body={"input": "a cat"}).status == 200
+    finally:
+        for upload in uploads:
+            upload.cancel()
+    wait_for(422)  # no image, but read
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify", "/v1/rerank", "/v1/collections/x/search"])
@@ -258,3 +293,8 @@ def test_a_bad_item_of_a_batch_is_named_by_its_place_in_the_request(client: Loca
     documents = ["a", {"image": bad}]
     answer = client.post("/v1/rerank", json_body={"query": "b", "documents": documents})
     assert error_of(answer, 422, "invalid_input")["param"] == "documents[1]"
+    answer = client.post("/v1/rerank", json_body={"query": {"image": bad}, "documents": ["a", "b"]})
+    assert error_of(answer, 422, "invalid_input")["param"] == "query"
+    labels = {"model": "clip", "input": [{"text": "a"}, {"image": bad}], "labels": ["b"]}
+    answer = client.post("/v1/classify", json_body=labels)
+    assert error_of(answer, 422, "invalid_input")["param"] == "input[1]"

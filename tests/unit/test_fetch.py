@@ -6,6 +6,7 @@ import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from aiohttp import web
@@ -14,9 +15,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from configs.settings import FetchSettings
+from configs.settings import FetchSettings, LimitSettings
+from deployments.errors import Overloaded
 from serve_app.errors import ApiError
 from serve_app.fetch import ImageFetcher
+from serve_app.inputs import FETCHES, InputReader
+from serve_app.limits import Memory
+from serve_app.schemas import ImageInput
+
+Result = TypeVar("Result")
 
 LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 
@@ -60,7 +67,24 @@ def fetched(
 ) -> bytes:
     """Fetch `url` from a TLS server on loopback that answers with `handler`."""
 
-    async def run() -> bytes:
+    async def fetch(port: int) -> bytes:
+        fetcher = ImageFetcher(settings)
+        try:
+            return await fetcher.fetch(url.format(port=port), "input[0]")
+        finally:
+            await fetcher.close()
+
+    return served(certificate, handler, fetch)
+
+
+def served(
+    certificate: Path,
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    scenario: Callable[[int], Awaitable[Result]],
+) -> Result:
+    """Run `scenario` with the port of a TLS server on loopback that answers with `handler`."""
+
+    async def run() -> Result:
         app = web.Application()
         app.router.add_get("/{path:.*}", handler)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -70,11 +94,9 @@ def fetched(
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
         await site.start()
         port = runner.addresses[0][1]
-        fetcher = ImageFetcher(settings)
         try:
-            return await fetcher.fetch(url.format(port=port), "input[0]")
+            return await scenario(port)
         finally:
-            await fetcher.close()
             await runner.cleanup()
 
     return asyncio.run(run())
@@ -211,3 +233,44 @@ def test_an_untrusted_certificate_is_refused(certificate: Path) -> None:
     settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK)
     with pytest.raises(ApiError, match="could not be fetched"):
         fetched(settings, certificate, picture)
+
+
+def test_one_request_fetches_few_at_once_and_what_it_holds_is_bounded(certificate: Path) -> None:
+    at_once = most = 0
+
+    async def kilobyte(_: web.Request) -> web.StreamResponse:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.02)
+        at_once -= 1
+        return web.Response(body=b"x" * 1000)
+
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+
+    async def scenario(port: int) -> None:
+        fetcher = ImageFetcher(settings)
+        reader = InputReader(LimitSettings(), fetcher)
+        image = ImageInput(image=f"https://localhost:{port}/")
+        memory = Memory(limit=30_500, retry_after_s=1)
+        try:
+            with memory.holding():
+                assert await reader.read([image] * 30) == [b"x" * 1000] * 30
+                assert (most, memory.held) == (FETCHES, 30_000)
+                other = asyncio.create_task(held_apart(memory, reader, [image]))
+                with pytest.raises(Overloaded, match="requests hold 30000 bytes and may hold 30500"):
+                    await other
+            assert memory.held == 0
+            with memory.holding(), pytest.raises(ApiError, match="may hold 30500 bytes") as raised:
+                await reader.read([image] * 31)
+            assert raised.value.status == 413
+            assert memory.held == 0
+        finally:
+            await fetcher.close()
+
+    served(certificate, kilobyte, scenario)
+
+
+async def held_apart(memory: Memory, reader: InputReader, images: list[ImageInput]) -> None:
+    with memory.holding():
+        await reader.read(images)

@@ -189,7 +189,7 @@ def test_every_request_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> No
         await send(END)
 
     async def main() -> None:
-        wrapped = RequestContext(application, LimitSettings(), Admissions(LimitSettings()).requests)
+        wrapped = RequestContext(application, LimitSettings(), Admissions(LimitSettings()))
         await serving(wrapped, Server(BODY), path="/a%0Ab", headers=[(b"x-request-id", b"mine")])
 
     for level, lines in ((logging.WARNING, 0), (logging.INFO, 1)):

@@ -47,7 +47,7 @@ def test_a_request_that_failed_leaves_nothing_behind(
             raise known from None
 
     limits = LimitSettings(request_timeout_s=0.05)
-    wrapped = RequestContext(app, limits, Admissions(limits).requests)
+    wrapped = RequestContext(app, limits, Admissions(limits))
     with caplog.at_level(logging.CRITICAL, "ray.serve"):  # a record kept by pytest has the traceback
         assert TestClient(wrapped).get(path).status_code == status
     assert kept[0]() is None
@@ -69,7 +69,7 @@ def test_a_request_whose_caller_went_away_leaves_nothing_behind() -> None:
         pass
 
     async def main() -> None:
-        wrapped = RequestContext(app, LimitSettings(), Admissions(LimitSettings()).requests)
+        wrapped = RequestContext(app, LimitSettings(), Admissions(LimitSettings()))
         scope = {"type": "http", "path": "/", "method": "GET"}
         request = asyncio.create_task(wrapped(scope, receive, send))
         await asyncio.sleep(0.01)

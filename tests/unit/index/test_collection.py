@@ -10,6 +10,7 @@ from configs.settings import IndexSettings
 from index.catalog import Catalog
 from index.collection import METADATA, Collection
 from index.errors import (
+    AnswerTooLarge,
     BadFilter,
     BadItem,
     BadVector,
@@ -62,6 +63,20 @@ def test_every_query_gets_its_own_list(points: Collection) -> None:
     points.upsert(line(4))
     assert [ids(hits) for hits in points.search([[0, 0], [9, 0], [2, 0]], limit=1)] == [["0"], ["3"], ["2"]]
     assert points.search(np.empty((0, 2), np.float32)) == []
+
+
+def test_an_answer_is_bounded_in_bytes_as_often_as_it_shows_an_item(points: Collection) -> None:
+    points.upsert([Item("long", [0, 0], {"text": "x" * 10_000}), Item("short", [9, 9], {})])
+    near, far = [0, 0], [9, 9]
+    assert [ids(hits) for hits in points.search([near, far], limit=1, max_bytes=11_000)] == [
+        ["long"],
+        ["short"],
+    ]
+    with pytest.raises(AnswerTooLarge, match="more than 11000 bytes; ask for fewer"):
+        points.search([near, near], limit=1, max_bytes=11_000)
+    with pytest.raises(AnswerTooLarge):
+        points.search([far] * 5, limit=1, include=ALL, max_bytes=600)
+    assert len(points.search([near] * 50, limit=2, include=frozenset(), max_bytes=11_000)) == 50
 
 
 def test_a_limit_above_the_count_gives_everything(points: Collection) -> None:

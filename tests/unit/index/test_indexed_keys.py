@@ -51,9 +51,9 @@ def matching(store: Store, filter: Any) -> list[str]:
         rowids = reader.matching(compile_filter(filter, reader.spec().indexed_keys), timeout_s=60)
         assert rowids.dtype == np.int64
         assert (np.diff(rowids) > 0).all()
-        found = reader.rows(rowids.tolist(), frozenset())
+        found = sorted(id for _, id, _, _ in reader.rows(rowids.tolist(), frozenset()))
         assert len(found) == len(rowids)
-        return sorted(id for id, _, _ in found.values())
+        return found
 
 
 def entries(store: Store) -> list[tuple[Any, ...]]:
