@@ -34,6 +34,7 @@ STORED: Final[dict[str, Stored]] = {"fp32": "fp32", "bf16": "fp16", "int8": "int
 
 FACTS: Final = "facts.json"
 AGREEMENT: Final = "agreement.json"  # of quantised networks
+SIZES: Final = "sizes.json"  # of all other files, in bytes
 
 _UNFINISHED: Final = "unfinished-"
 _UNUSED_S: Final = 30 * 24 * 3600
@@ -65,7 +66,7 @@ def converted(
         calibration = None
     shelf = cache_dir / "engines" / name
     target = shelf / makers[:16]
-    if not target.is_dir():
+    if not _is_whole(target):
         begun = time.monotonic()
         try:
             _convert_into(target, networks, stored, calibration)
@@ -85,10 +86,11 @@ def _convert_into(target: Path, networks: Networks, stored: Stored, calibration:
     shelf = target.parent
     shelf.mkdir(parents=True, exist_ok=True)
     with process_lock(shelf / ".lock"):
-        if target.is_dir():
+        if _is_whole(target):
             return  # another process was first
         for other in shelf.glob("*/"):
-            if other.name.startswith(_UNFINISHED) or time.time() - other.stat().st_mtime > _UNUSED_S:
+            unused = time.time() - other.stat().st_mtime > _UNUSED_S
+            if other.name.startswith(_UNFINISHED) or unused or other == target:
                 shutil.rmtree(other, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=shelf))
         try:
@@ -98,6 +100,15 @@ def _convert_into(target: Path, networks: Networks, stored: Stored, calibration:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)  # hundreds of megabytes, when the disk is full
             raise
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether everything is there that was written, to the byte."""
+    try:
+        sizes = json.loads((directory / SIZES).read_text(encoding="utf-8"))
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _convert_all(
@@ -116,6 +127,8 @@ def _convert_all(
     if quantizer is not None:
         (directory / AGREEMENT).write_text(json.dumps(asdict(quantizer.agreement())), encoding="utf-8")
     (directory / FACTS).write_text(json.dumps(built.facts), encoding="utf-8")
+    sizes = {file.name: file.stat().st_size for file in directory.iterdir()}
+    (directory / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
     for file in directory.iterdir():
         with file.open("rb") as written:
             os.fsync(written.fileno())

@@ -34,8 +34,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def architecture(directory: Path) -> str:
     """What of config.json can change the output, as text: activations, head counts, the token pooled at."""
-    config = read_json(directory / "config.json")
-    return json.dumps({k: v for k, v in config.items() if k not in _BOOKKEEPING}, sort_keys=True)
+    return json.dumps(_without_bookkeeping(read_json(directory / "config.json")), sort_keys=True)
+
+
+def _without_bookkeeping(config: dict[str, Any]) -> dict[str, Any]:
+    """At every depth, for a CLIP model has a configuration of its own for each tower."""
+    return {
+        key: _without_bookkeeping(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _BOOKKEEPING
+    }
 
 
 _BOOKKEEPING: Final = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}

@@ -1,9 +1,12 @@
 """From a source to a loaded, compiled and warmed-up model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from configs.settings import ClassifierSettings, ClipSettings
+from configs.settings import ClassifierSettings, ClipSettings, SettingsError
+from deployments.errors import SightlineError
 from deployments.models import adapters, clip, distilbert, starter
 from deployments.models.sources import Source
 from deployments.models.towers import Classifier, Encoder
@@ -20,9 +23,10 @@ def load_encoder(source: Source, settings: ClipSettings, cache_dir: Path, thread
         NotReady: the weights could not be fetched.
     """
     directory = source.fetch(cache_dir)
-    if source.kind == "starter":
-        return starter.load(directory, settings, cache_dir, threads, source.notes)
-    return clip.load(directory, settings, cache_dir, threads, str(source), source.notes)
+    with _of(directory):
+        if source.kind == "starter":
+            return starter.load(directory, settings, cache_dir, threads, source.notes)
+        return clip.load(directory, settings, cache_dir, threads, str(source), source.notes)
 
 
 def load_classifier(
@@ -40,7 +44,20 @@ def load_classifier(
         NotReady: the weights could not be fetched, or the source is unavailable.
     """
     directory, number = choose(source.fetch(cache_dir), version)
-    if adapters.is_adapter(directory):
-        directory = adapters.materialize(directory, cache_dir)
-    loaded = distilbert.load(name, directory, settings, cache_dir, threads, str(source), source.notes)
+    with _of(directory):
+        if adapters.is_adapter(directory):
+            directory = adapters.materialize(directory, cache_dir)
+        loaded = distilbert.load(name, directory, settings, cache_dir, threads, str(source), source.notes)
     return replace(loaded, info=replace(loaded.info, version=number))
+
+
+@contextmanager
+def _of(directory: Path) -> Iterator[None]:
+    """Libraries meet a damaged file with errors of every kind, few of which name it."""
+    try:
+        yield
+    except (SettingsError, SightlineError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"the model in {directory} cannot be loaded: {reason}") from error

@@ -12,7 +12,12 @@ def published(model: Path) -> list[int]:
     """The versions of a model, oldest first; none for a directory that is itself one model."""
     if not model.is_dir():
         return []
-    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
+    return sorted(int(entry.name) for entry in model.iterdir() if _is_version(entry.name) and entry.is_dir())
+
+
+def _is_version(name: str) -> bool:
+    """Whether it is a number as Python writes it: the directory of version 2 is not called 002."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def choose(model: Path, version: str) -> tuple[Path, str | None]:
@@ -26,7 +31,7 @@ def choose(model: Path, version: str) -> tuple[Path, str | None]:
     numbers = published(model)
     if version == LATEST:
         return (model / str(numbers[-1]), str(numbers[-1])) if numbers else (model, None)
-    if version.isdecimal() and int(version) in numbers:
+    if _is_version(version) and int(version) in numbers:
         return model / version, version
     known = ", ".join(map(str, numbers)) or "none"
     raise SettingsError(f"{model} has no version {version!r}; it has {known}, and `latest` is the newest")

@@ -90,9 +90,27 @@ def test_a_conversion_cut_short_leaves_nothing_that_would_be_loaded(tmp_path: Pa
     (shelf / "unfinished-left").mkdir(parents=True)
     (shelf / "unfinished-left" / "sums.xml").write_text("half")
     with conversion.converted(wanted, "fp32", tmp_path) as directory:
-        assert sorted(path.name for path in directory.iterdir()) == ["facts.json", "sums.bin", "sums.xml"]
+        assert sorted(path.name for path in directory.iterdir()) == [
+            "facts.json",
+            "sizes.json",
+            "sums.bin",
+            "sums.xml",
+        ]
         assert [path.name for path in shelf.glob("*/")] == [directory.name]
         assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("damaged", ["facts.json", "sizes.json", "sums.bin", "sums.xml"])
+def test_what_lost_a_file_or_a_part_of_one_is_converted_again(tmp_path: Path, damaged: str) -> None:
+    def convert() -> dict[str, bytes]:
+        with conversion.converted(networks(tmp_path), "fp32", tmp_path) as directory:
+            return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+    whole = convert()
+    for damage in (Path.unlink, lambda file: os.truncate(file, 3)):
+        (file,) = tmp_path.glob(f"engines/*/*/{damaged}")
+        damage(file)
+        assert convert().keys() == whole.keys()
 
 
 def test_a_cache_that_cannot_be_written_to_is_done_without(

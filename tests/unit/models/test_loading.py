@@ -55,6 +55,13 @@ def test_the_fingerprint_is_of_weights_and_preprocessing_alone(tiny: Path, tmp_p
     assert len(fingerprint) == 64
     assert load(copy(tiny, tmp_path / "copy"), precision="bf16", name="other").info.fingerprint == fingerprint
 
+    resaved = copy(tiny, tmp_path / "resaved")
+    config = json.loads((tiny / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part |= {"transformers_version": "4.16.0", "dtype": "float16"}
+    write_json(resaved / "config.json", config)
+    assert load(resaved, precision="fp32").info.fingerprint == fingerprint
+
     other_weights = assets.clip_directory(tmp_path / "weights", seed=1)
     other_mean = copy(tiny, tmp_path / "mean")
     write_json(other_mean / "preprocessor_config.json", {"image_mean": [0.5, 0.5, 0.5]})
@@ -100,6 +107,14 @@ def test_a_broken_config_is_named(tiny: Path, tmp_path: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "config.json").write_text("{")
     with pytest.raises(SettingsError, match=r"config\.json cannot be read"):
+        load(directory)
+
+
+def test_damaged_weights_are_named(tiny: Path, tmp_path: Path) -> None:
+    directory = copy(tiny, tmp_path / "damaged")
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(SettingsError, match=r"damaged cannot be loaded: SafetensorError"):
         load(directory)
 
 

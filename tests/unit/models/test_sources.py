@@ -154,6 +154,26 @@ def test_a_download_that_never_finished_is_not_cached(
     assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
 
 
+def test_a_download_that_stopped_before_a_small_file_goes_on(
+    hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in tiny.iterdir():
+        os.link(file, model / file.name)
+    (model / "preprocessor_config.json").write_text("{}")
+    hub.add(MODEL, model)
+    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
+    directory = source.fetch(tmp_path)
+    (directory / "preprocessor_config.json").unlink()
+    (tmp_path / "hub/models--someone--tiny-clip/complete" / directory.name).unlink()
+    with monkeypatch.context() as offline:
+        offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
+    assert source.fetch(tmp_path) == directory
+    assert (directory / "preprocessor_config.json").is_file()
+
+
 def test_a_model_without_safetensors_takes_the_hub_bots_conversion(
     hub: FakeHub, tiny: Path, without_safetensors: Path, tmp_path: Path
 ) -> None:

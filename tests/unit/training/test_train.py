@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from configs.settings import ClassifierSettings, SettingsError
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
-from deployments.models.versions import published
+from deployments.models.versions import choose, published
 from tests.unit.training.tiny import tiny_job
 from training import text, train, versions
 from training.batches import by_length, shuffled
@@ -98,7 +98,12 @@ def test_versions_count_up_and_half_written_ones_are_never_seen(tmp_path: Path) 
     (model / "10").mkdir()
     assert versions.publish(model, fill) == model / "11"
     assert published(model) == [1, 2, 10, 11]
-    assert {entry.name for entry in model.iterdir()} == {"1", "2", "10", "11", "notes"}
+    (model / "012").mkdir()
+    (model / "٣").mkdir()
+    assert published(model) == [1, 2, 10, 11]
+    with pytest.raises(SettingsError, match="it has 1, 2, 10, 11"):
+        choose(model, "012")
+    assert {entry.name for entry in model.iterdir()} == {"1", "2", "10", "11", "012", "٣", "notes"}
 
 
 def test_a_version_that_another_run_took_meanwhile(tmp_path: Path) -> None:
