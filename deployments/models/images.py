@@ -47,6 +47,7 @@ _JPEG_END: Final = 0xD9
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
 _TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
+_SAMPLE_FORMAT: Final = 339
 _TILE_WIDTH: Final = 322
 _TILE_LENGTH: Final = 323
 _BIG_TIFF: Final = 43
@@ -258,13 +259,21 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     taken as 0 to 1, larger ones as 0 to 255. NaN becomes black.
     """
     grey = np.asarray(image)
+    if grey.dtype == np.int32 and _is_unsigned(image):
+        grey = grey.view(np.uint32)
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey, nan=0.0)
         scaled = grey * np.float32(255) if grey.max() <= 1 else grey
     else:
         # 65535 / 257 = 255 and 2^32 / 2^24 = 256: the whole range maps onto 0 to 255.
-        scaled = grey / np.float32(257) if grey.max() <= 65535 else grey.astype(np.uint32) / np.float32(2**24)
+        scaled = grey / np.float32(257) if grey.max() <= 65535 else grey / np.float32(2**24)
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Whether its integers are, which Pillow gives as signed ones of 32 bits."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return 1 in tags.get(_SAMPLE_FORMAT, (1,))
 
 
 def _square(image: Image.Image, box: Box, original: tuple[int, int], size: int) -> Image.Image:

@@ -137,6 +137,16 @@ def test_every_mode(
         assert flat(pixels) == wanted
 
 
+def test_unsigned_numbers_of_32_bits_reach_white() -> None:
+    ramp = np.linspace(0, 2**32 - 1, 300, dtype=np.uint32)[None].repeat(300, 0)
+    file = encoded(Image.fromarray(ramp.view(np.int32)), "TIFF")
+    signed = struct.pack("<HHIHH", 339, 3, 1, 2, 0)  # which is what Pillow writes: SampleFormat 2
+    unsigned = file.replace(signed, struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert unsigned != file
+    eight_bit = np.minimum(np.rint(ramp / 2**24), 255).astype(np.uint8)
+    assert mean_error(decode(unsigned, SIZE, LIMIT), decode(encoded(eight_bit), SIZE, LIMIT)) == 0
+
+
 def test_16_bit_keeps_its_gradient() -> None:
     ramp = np.linspace(0, 65_535, 300, dtype=np.uint16)[None].repeat(300, 0)
     pixels = decode(encoded(Image.fromarray(ramp)), SIZE, LIMIT)
