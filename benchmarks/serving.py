@@ -117,7 +117,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenarios", type=_names, default=list(NAMES))
     parser.add_argument("--clients", type=lambda value: [int(n) for n in value.split(",")], default=[1, 32])
     parser.add_argument("--seconds", type=float, default=5, help="of load for each scenario, after a warm-up")
-    parser.add_argument("--overload-seconds", type=float, default=10)
+    parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours")
     parser.add_argument("--peer", choices=["infinity"])
