@@ -207,6 +207,9 @@ class PreprocessorSettings(Frozen):
         default=None, description="decoding threads; from `scale.cpus` when left out"
     )
     images_per_call: Positive = Field(default=8, description="images of one request that travel together")
+    stall_timeout_s: Seconds = Field(
+        default=120, description="a decode that runs longer makes the replica unhealthy"
+    )
     scale: ScaleSettings = ScaleSettings()
 
 

@@ -64,5 +64,6 @@ class ClipEncoder(OnLine):
         return self._info
 
     def check_health(self) -> None:
+        self._decoder.check_health()
         self._image.check()
         self._text.check()

@@ -1,6 +1,7 @@
 """Decoding off the event loop: bytes in, checked pixels out, before any queue a bad image would share."""
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from configs.settings import PreprocessorSettings
-from deployments.errors import SightlineError
+from deployments.errors import NotReady, SightlineError
 from deployments.models.base import Pixels
 from deployments.models.images import decode, decode_with_thumbnail
 from deployments.threads import threads_for
@@ -40,6 +41,8 @@ class Decoder:
 
     def __init__(self, settings: PreprocessorSettings, max_pixels: int) -> None:
         self._max_pixels = max_pixels
+        self._stall_timeout_s = settings.stall_timeout_s
+        self._begun: dict[object, float] = {}  # of each decode that runs, seconds of the monotonic clock
         self._pool = ThreadPoolExecutor(
             threads_for(settings.threads, settings.scale.cpus), "decode", _yield_to_others
         )
@@ -67,7 +70,8 @@ class Decoder:
     async def _each(self, images: Sequence[bytes], work: Callable[[bytes], Result]) -> list[Result]:
         loop = asyncio.get_running_loop()
         done = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, work, data) for data in images), return_exceptions=True
+            *(loop.run_in_executor(self._pool, self._timed, work, data) for data in images),
+            return_exceptions=True,
         )
         results: list[Result] = []
         for index, result in enumerate(done):
@@ -77,6 +81,20 @@ class Decoder:
                 raise result
             results.append(result)
         return results
+
+    def _timed(self, work: Callable[[bytes], Result], data: bytes) -> Result:
+        this = object()
+        self._begun[this] = time.monotonic()
+        try:
+            return work(data)
+        finally:
+            del self._begun[this]
+
+    def check_health(self) -> None:
+        """Raise if a decode has run longer than `stall_timeout_s`: only with its process can it be ended."""
+        age_s = time.monotonic() - min(list(self._begun.values()), default=math.inf)
+        if age_s > self._stall_timeout_s:
+            raise NotReady(f"a decode has run for {age_s:.1f} s, longer than {self._stall_timeout_s:g} s")
 
     async def ready(self) -> None:
         """Returns when a thread of the pool has had time for it."""
