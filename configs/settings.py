@@ -72,8 +72,10 @@ class ScaleSettings(Frozen):
         "for an eighth of images_per_call or texts_per_call; what is enough for max_replicas is let in, "
         "whatever it takes, as far as the max_inflight limits go",
     )
-    upscale_delay_s: float = Field(default=30, ge=0, description="of more calls than the target")
-    downscale_delay_s: float = Field(default=600, ge=0, description="of fewer")
+    upscale_delay_s: float = Field(
+        default=30, ge=0, allow_inf_nan=False, description="of more calls than the target"
+    )
+    downscale_delay_s: float = Field(default=600, ge=0, allow_inf_nan=False, description="of fewer")
     max_ongoing_requests: Positive = Field(
         default=10_000,
         description="per replica; the gateway's limits bound the load, and requests that Serve holds back "
@@ -237,7 +239,7 @@ class IndexSettings(Frozen):
     restore_from: Place | None = Field(
         default=None, description="a place with snapshots that fill a `data_dir` whose index was never used"
     )
-    cpus: float = Field(default=0.1, ge=0)
+    cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     max_ongoing_requests: Positive = 10_000
     threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")
     max_search_limit: Positive = 10_000
@@ -386,7 +388,7 @@ class SearchSettings(Frozen):
     trials_at_once: Positive | None = Field(
         default=None, description="as many as the cluster has CPUs for when left out"
     )
-    cpus_per_trial: float = Field(default=1, gt=0)
+    cpus_per_trial: float = Field(default=1, gt=0, allow_inf_nan=False)
     local_cpus: Positive | None = Field(
         default=None, description="of a cluster that is started for the search; the machine's when left out"
     )
@@ -404,7 +406,7 @@ class TrainingSettings(Frozen):
     """What training takes of a Ray cluster; what a run learns, and from what, is on its command line."""
 
     workers: Positive = 1
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0, allow_inf_nan=False)
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = Field(
         default=0, description="a worker trains on one; more GPUs take more workers"
     )

@@ -61,7 +61,7 @@ def key_digests(settings: AuthSettings) -> tuple[bytes, ...]:
     Raises:
         SettingsError: the variable is set, or a file configured, that holds no key or cannot be read.
     """
-    return tuple(key_digest(key.encode()) for key in _keys(settings))
+    return tuple(key_digest(os.fsencode(key)) for key in _keys(settings))
 
 
 def _keys(settings: AuthSettings) -> list[str]:
@@ -71,8 +71,8 @@ def _keys(settings: AuthSettings) -> list[str]:
         raise SettingsError(f"{settings.keys_env} is set but holds no key; split keys by commas, or unset it")
     if settings.keys_file is not None:
         try:
-            lines = settings.keys_file.read_text().splitlines()
-        except OSError as error:
+            lines = settings.keys_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
             raise SettingsError(f"auth.keys_file: cannot read {settings.keys_file}: {error}") from None
         from_file = [key for line in lines if (key := line.strip()) and key[0] != "#"]
         if not from_file:

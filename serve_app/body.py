@@ -1,12 +1,13 @@
 """Request bodies: read under a size limit, taken apart by content type, validated."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -22,6 +23,7 @@ PARSED_AT_ONCE = 1024 * 1024
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
+CHARSETS = (b"utf-8", b"us-ascii", b"iso-8859-1")
 RAW_IMAGE = ("application/x-image", "application/octet-stream")
 
 
@@ -53,15 +55,27 @@ async def read(request: Request, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-async def read_json(request: Request, schema: type[Schema], max_bytes: int) -> Schema:
-    """The JSON body as `schema`. Raises 415, 413, 400 (not JSON) or 422 (JSON that does not validate)."""
+async def read_json(
+    request: Request,
+    schema: type[Schema],
+    max_bytes: int,
+    check: Callable[[Schema], None] = lambda _: None,
+) -> Schema:
+    """The JSON body as `schema`. Raises 415, 413, 400 (not JSON) or 422 (JSON that does not validate).
+
+    `check` raises for what is wrong beyond the schema; of a large body it is done beside the event loop too.
+    """
     media_type = media_type_of(request)
     if not is_json(media_type):
         raise unsupported(media_type, JSON)
     content = await read(request, max_bytes)
-    if len(content) < PARSED_AT_ONCE:
-        return validate(parse_json(content), schema)
-    return await asyncio.to_thread(lambda: validate(parse_json(content), schema))
+
+    def parse() -> Schema:
+        asked = validate(parse_json(content), schema)
+        check(asked)
+        return asked
+
+    return parse() if len(content) < PARSED_AT_ONCE else await asyncio.to_thread(parse)
 
 
 def parse_json(text: bytes | str, param: str | None = None) -> Any:
@@ -113,6 +127,11 @@ async def _take_apart(
     async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
+    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8").lower()
+    if charset not in CHARSETS:  # there are some that take minutes to decode
+        accepted = ", ".join(name.decode() for name in CHARSETS)
+        message = f"a form of charset {charset.decode('latin-1')!r} is not read; accepted are {accepted}"
+        raise ApiError(400, "invalid_multipart", message)
     parser = MultiPartParser(
         headers, stream(), max_files=limits.max_images, max_part_size=limits.max_body_bytes
     )

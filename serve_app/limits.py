@@ -1,9 +1,11 @@
 """Load shed at the door: how much may be in flight, decided before work is done on it."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final
 
 from configs.settings import LimitSettings
 from deployments.errors import BadInput, Overloaded
@@ -38,8 +40,19 @@ class Admission:
             self.inflight -= count
 
 
+POLL_S: Final = 0.1
+FEW_BYTES: Final = 256 * 1024  # most texts, searches and photos; all that max_inflight_requests of them hold
+
+
+class HoldsTooMuch(ApiError):  # noqa: N818
+    """One request would hold more than all of them may."""
+
+
 class Memory:
-    """Counts the bytes that requests hold: of bodies, as they arrive, and of images fetched for them."""
+    """Counts the bytes that requests hold: of bodies, as they arrive, and of images fetched for them.
+
+    A few of each request are let in whatever the others hold, for a few slow uploads not to keep all out.
+    """
 
     def __init__(self, limit: int, retry_after_s: int) -> None:
         self.limit = limit
@@ -60,12 +73,19 @@ class Memory:
     def grow(self, mine: "_Held", size: int) -> None:
         if mine.bytes + size > self.limit:
             message = f"one request may hold {self.limit} bytes, fetched images included; split it"
-            raise ApiError(413, "too_large", message)
-        if self.held + size > self.limit:
+            raise HoldsTooMuch(413, "too_large", message)
+        if not self.has_room(mine, size):
             raise Overloaded(
                 f"requests hold {self.held} bytes and may hold {self.limit}; "
                 f"try again in {self._retry_after_s} s"
             )
+        self.add(mine, size)
+
+    def has_room(self, mine: "_Held", size: int) -> bool:
+        """Also for one that is alone, however much it holds."""
+        return self.held + size <= self.limit or mine.bytes + size <= FEW_BYTES or self.held == mine.bytes
+
+    def add(self, mine: "_Held", size: int) -> None:
         self.held += size
         mine.bytes += size
 
@@ -84,10 +104,18 @@ def hold(size: int) -> None:
 
     Raises:
         Overloaded: all requests together would hold too much.
-        ApiError: 413, this one would.
+        HoldsTooMuch: this one would (413).
     """
     if (mine := _HELD.get()) is not None:
         mine.memory.grow(mine, size)
+
+
+async def hold_in_turn(size: int) -> None:
+    """Like `hold`, but waits until there is room, for what is bounded otherwise and can be read later."""
+    if (mine := _HELD.get()) is not None:
+        while not mine.memory.has_room(mine, size):  # noqa: ASYNC110 — many may have made room at once
+            await asyncio.sleep(POLL_S)
+        mine.memory.add(mine, size)
 
 
 class Admissions:
@@ -110,7 +138,8 @@ class Admissions:
     def stats(self) -> dict[str, float]:
         """The load now, as infinity's clients read it."""
         inflight = self._images.inflight + self._texts.inflight
-        fraction = max(a.inflight / a.limit for a in (self.requests, self._images, self._texts))
+        counted = [a.inflight / a.limit for a in (self.requests, self._images, self._texts)]
+        fraction = max(*counted, self.memory.held / self.memory.limit)
         return {"queue_fraction": fraction, "queue_absolute": inflight, "results_pending": inflight}
 
 
@@ -140,7 +169,10 @@ def check_text(text: str, limits: LimitSettings, param: str) -> None:
 
 
 def check_depth(value: object, limits: LimitSettings, param: str) -> None:
-    """Raises 422 for JSON nested deeper than anything here needs, which could not be passed on."""
+    """Raises 422 for JSON nested deeper than anything here needs, which could not be passed on.
+
+    To be called beside the event loop for what may be large: 31 MiB of `[]` take two seconds.
+    """
     level = [value]
     for _ in range(limits.max_json_depth):
         level = [

@@ -66,16 +66,18 @@ class ReplicaLost(NotReady):
 
 
 async def together(*calls: Coroutine[Any, Any, Result]) -> list[Result]:
-    """All results in order; the first error cancels the other calls and is raised as itself."""
+    """All results in order; the first error cancels the other calls and is raised as itself.
+
+    No TaskGroup: after an error that of Python 3.11 leaves the task counted as cancelled, and a time limit
+    around it ends in CancelledError.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-    return [task.result() for task in tasks]
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    finally:
+        tasks.clear()  # their errors lead to this frame

@@ -3,7 +3,8 @@
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from index.spec import IndexedKeys
 from serve_app.vectors import Vector
@@ -36,15 +37,32 @@ Filter = Annotated[
 
 
 class Lenient(BaseModel):
-    """A request that clients of other servers send too: their extra keys are let through."""
+    """A request that clients of other servers send too: extra keys are let through, null means left out."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class Strict(BaseModel):
     """A request of Sightline's own: an unknown key is a mistake worth reporting."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_mistakes(cls, given: Any) -> Any:
+        """With one unknown key at most: each becomes a message, and a body may hold millions."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        known = {name: given[name] for name in cls.model_fields if name in given}
+        unknown = next(key for key in given if key not in known)
+        return known | {unknown: given[unknown]}
 
 
 class TextInput(Strict):
@@ -55,7 +73,15 @@ class ImageInput(Strict):
     image: str = Field(description="data URI, bare base64, or an https URL where fetching is switched on")
 
 
-Input = str | TextInput | ImageInput
+def _is_input(value: Any) -> Any:
+    if isinstance(value, int | float | list):
+        raise PydanticCustomError(
+            "input", 'an input is a string, {{"text": …}} or {{"image": …}}; token ids are not taken'
+        )
+    return value
+
+
+Input = Annotated[str | TextInput | ImageInput, BeforeValidator(_is_input)]
 
 
 class EmbeddingRequest(Lenient):
@@ -96,7 +122,7 @@ class GroupedImage(ImageInput):
     group: str | None = Field(default=None, description="whose image this is, for `aggregate: group`")
 
 
-ClassifyInput = str | GroupedText | GroupedImage
+ClassifyInput = Annotated[str | GroupedText | GroupedImage, BeforeValidator(_is_input)]
 
 
 class ClassifyRequest(Lenient):
@@ -252,7 +278,7 @@ class MissingResponse(BaseModel):
 class DeleteRequest(Strict):
     """Exactly one of ids and filter."""
 
-    ids: ListOf[ItemId] | None = None
+    ids: Annotated[ListOf[ItemId], Field(max_length=MOST_INPUTS)] | None = None
     filter: Filter | None = None
 
     @model_validator(mode="after")

@@ -37,7 +37,8 @@ LEAST_QUERIES = 8
 from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls at work."""
 JOINED_LIMIT = 100
 JOINED_RESULTS = 1000
-"""A search that wants more results, for a query or for all, is a call of its own: its answer may be large."""
+"""A search that wants more results, for a query or for all, or vectors, is a call of its own, whose answer is
+bounded: it may be large."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,8 @@ class Shards:
         """
         filter = None if wanted.filter is None else orjson.dumps(wanted.filter)
         kind = _Kind(name, replace(wanted, filter=None), filter, partial)
-        results = len(queries) * wanted.limit
-        if len(queries) <= JOINED_QUERIES and wanted.limit <= JOINED_LIMIT and results <= JOINED_RESULTS:
+        few = wanted.limit <= JOINED_LIMIT and len(queries) * wanted.limit <= JOINED_RESULTS
+        if few and len(queries) <= JOINED_QUERIES and "vector" not in wanted.include:
             return await self._joined(kind, queries)
         bounded = replace(kind.wanted, max_bytes=self._max_answer_bytes)
         return await self._search(kind._replace(wanted=bounded), queries)

@@ -1,4 +1,7 @@
-"""Bodies without end: read as they arrive, in lines or in the rows of an array, never held whole."""
+"""Bodies without end: read as they arrive, in lines or in the rows of an array, never held whole.
+
+What is read is held (`limits.hold_in_turn`) by whoever asks for the next line or rows.
+"""
 
 import asyncio
 import io
@@ -12,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.models.base import Vectors
 from serve_app.errors import ApiError
+from serve_app.limits import hold_in_turn
 
 Chunks = AsyncGenerator[bytes, None]  # a request's `stream()`, of which there is one for the whole request
 
@@ -36,6 +40,7 @@ async def lines(chunks: Chunks, max_bytes: int) -> AsyncIterator[Line]:
     number, size = 1, 0
     begun: list[bytes] = []  # pieces of a line whose end has not come
     async for chunk in chunks:
+        await hold_in_turn(len(chunk))
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             _check_length(size + len(end), max_bytes, number)
@@ -120,6 +125,7 @@ class ArrayBody:
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 break
+            await hold_in_turn(len(chunk))
             self._held += chunk
         taken = bytes(self._held[:size])
         del self._held[:size]

@@ -8,7 +8,6 @@ from index.errors import ModelMismatch
 from index.items import Item, content_id
 from serve_app.inference import Embedded
 from serve_app.inputs import Content
-from serve_app.limits import check_depth
 from serve_app.middleware import Timing
 from serve_app.schemas import ImageInput, TextInput, UpsertItem
 
@@ -21,10 +20,8 @@ async def read(
 ) -> dict[int, Content]:
     """What is to be embedded, by its place among the items; `named` is the request's word for a place.
 
-    Raises as `InputReader.read` does, and 422 for metadata that is nested too deep.
+    Raises as `InputReader.read` does.
     """
-    for i, item in enumerate(given):
-        check_depth(item.metadata, gateway.settings.limits, f"{named(i)}.metadata")
     places = [i for i, item in enumerate(given) if item.vector is None]
     contents = await gateway.inputs.read([_input(given[i]) for i in places], param=lambda i: named(places[i]))
     return dict(zip(places, contents, strict=True))

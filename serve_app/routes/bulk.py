@@ -1,9 +1,9 @@
 """Much data at once: streams of items or vectors into a collection, and which ids are still to be sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request
@@ -14,14 +14,12 @@ from deployments.errors import Overloaded
 from index.items import Item, content_id
 from serve_app import body, schemas, upserts
 from serve_app.errors import KNOWN, ApiError, api_error
+from serve_app.limits import HoldsTooMuch, check_depth
 from serve_app.middleware import lift_time_limit, timing_of
 from serve_app.openapi import accepts
 from serve_app.responses import json_response
 from serve_app.routes.context import gateway_of
 from serve_app.streams import ArrayBody, Line, discard, lines
-
-if TYPE_CHECKING:
-    from serve_app.gateway import Gateway
 
 router = APIRouter(tags=["items"])
 
@@ -50,16 +48,23 @@ async def upsert_lines(request: Request, name: str, fingerprint: str | None) -> 
     stream = _Stream(request, "line")
     batches = _batches(lines(stream.chunks, limits.max_body_bytes))
     while True:
-        async with stream.step():
-            batch = await anext(batches, None)
-            if batch is None:
-                return stream.answer()
-            items = await asyncio.to_thread(_parse, batch)
-        for part in _cut(items, limits):
-            names = [f"line {number}" for number, _ in part]
-            async with stream.step(names):
-                ids = await _store(request, name, [item for _, item in part], fingerprint, names)
-            stream.add(ids, last=part[-1].number)
+        with gateway.admissions.memory.holding():
+            async with stream.step():
+                batch = await anext(batches, None)
+                if batch is None:
+                    return stream.answer()
+                items = await asyncio.to_thread(_parse, batch, limits)
+            parts = list(_cut(items, limits))[::-1]
+            while parts:
+                part = parts.pop()
+                names = [f"line {number}" for number, _ in part]
+                async with stream.step(names):
+                    ids = await _store(request, name, [item for _, item in part], fingerprint, names)
+                if ids is None:
+                    half = len(part) // 2
+                    parts += [part[half:], part[:half]]
+                else:
+                    stream.add(ids, last=part[-1].number)
 
 
 async def upsert_array(
@@ -78,18 +83,19 @@ async def upsert_array(
     start = 0
     rows = array.rows(max(1, min(BATCH_ITEMS, BATCH_BYTES // (8 * columns))))
     while True:
-        async with stream.step():
-            batch = await anext(rows, None)
-        if batch is None:
-            return stream.answer()
-        items = [
-            Item(content_id(row) if id_prefix is None else f"{id_prefix}{number}", row, {})
-            for number, row in enumerate(batch, start)
-        ]
-        async with stream.step([f"row {number}" for number in range(start, start + len(batch))]):
-            ids = await upserts.write(gateway, name, items, fingerprint, timing_of(request))
-        start += len(batch)
-        stream.add(ids, last=start - 1)
+        with gateway.admissions.memory.holding():
+            async with stream.step():
+                batch = await anext(rows, None)
+            if batch is None:
+                return stream.answer()
+            items = [
+                Item(content_id(row) if id_prefix is None else f"{id_prefix}{number}", row, {})
+                for number, row in enumerate(batch, start)
+            ]
+            async with stream.step([f"row {number}" for number in range(start, start + len(batch))]):
+                ids = await upserts.write(gateway, name, items, fingerprint, timing_of(request))
+            start += len(batch)
+            stream.add(ids, last=start - 1)
 
 
 class _Stream:
@@ -165,12 +171,14 @@ class _Parsed(NamedTuple):
     item: schemas.UpsertItem
 
 
-def _parse(batch: Sequence[Line]) -> list[_Parsed]:
+def _parse(batch: Sequence[Line], limits: LimitSettings) -> list[_Parsed]:
     """Raises ApiError naming the first line that is no item."""
     parsed = []
     for number, text in batch:
         try:
-            parsed.append(_Parsed(number, body.validate(orjson.loads(text), schemas.UpsertItem)))
+            item = body.validate(orjson.loads(text), schemas.UpsertItem)
+            check_depth(item.metadata, limits, "metadata")
+            parsed.append(_Parsed(number, item))
         except orjson.JSONDecodeError as error:
             message = f'not valid JSON ({error}); a line is one item, such as {{"id":"a","text":"a red car"}}'
             raise ApiError(422, "invalid_line", message, f"line {number}") from None
@@ -201,25 +209,29 @@ async def _store(
     items: Sequence[schemas.UpsertItem],
     fingerprint: str | None,
     names: Sequence[str],
-) -> list[str]:
-    """The ids of one batch."""
+) -> list[str] | None:
+    """The ids; None where there was no room for what has to be fetched, and may be for less.
+
+    A stream waits its turn where a single request would be sent away.
+    """
     gateway = gateway_of(request)
-
-    async def read_and_store() -> list[str]:
-        with gateway.admissions.memory.holding():
-            contents = await upserts.read(gateway, items, names.__getitem__)
-            timing = timing_of(request)
-            return await _in_turn(
-                gateway, lambda: upserts.store(gateway, name, items, contents, fingerprint, timing)
-            )
-
-    return await _in_turn(gateway, read_and_store)
-
-
-async def _in_turn(gateway: "Gateway", work: Callable[[], Awaitable[list[str]]]) -> list[str]:
-    """A stream waits its turn where a single request would be sent away."""
+    wait_s = refetch_s = gateway.settings.limits.retry_after_s
     while True:
-        try:
-            return await work()
-        except Overloaded:
-            await asyncio.sleep(gateway.settings.limits.retry_after_s)
+        with gateway.admissions.memory.holding():
+            try:
+                contents = await upserts.read(gateway, items, names.__getitem__)
+            except (HoldsTooMuch, Overloaded) as error:
+                if len(items) > 1:
+                    return None
+                if isinstance(error, HoldsTooMuch):
+                    raise
+            else:
+                while True:
+                    try:
+                        return await upserts.store(
+                            gateway, name, items, contents, fingerprint, timing_of(request)
+                        )
+                    except Overloaded:
+                        await asyncio.sleep(wait_s)
+        await asyncio.sleep(refetch_s)
+        refetch_s *= 2

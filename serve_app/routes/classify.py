@@ -1,13 +1,15 @@
 """Classification: `/v1/classify`, by a text classifier or zero-shot by the encoder."""
 
+import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from configs.settings import LimitSettings
 from deployments.models.base import ModelInfo
 from serve_app import body, schemas
 from serve_app.errors import ApiError
@@ -19,6 +21,9 @@ from serve_app.responses import json_response
 from serve_app.routes.context import envelope, gateway_of
 
 router = APIRouter(tags=["classification"])
+
+LABEL_BYTES: Final = 45  # of a label's score in an answer, and what is around both
+RANKED_AT_ONCE: Final = 10_000  # scores; of more, which take some 10 ms, the answer is made in a thread
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,12 @@ async def classify(request: Request) -> Response:
             result = await _image(request, name, asked, timing_of(request))
         else:
             result = await _text(request, name, asked, timing_of(request))
+    if result.logits.size <= RANKED_AT_ONCE:
+        return _answer(request, asked, result)
+    return await asyncio.to_thread(_answer, request, asked, result)
+
+
+def _answer(request: Request, asked: Asked, result: Result) -> Response:
     scores = result.logits if asked.request.raw_scores else scores_of(result.logits, result.info.scores)
     answer: dict[str, Any] = {
         "object": "classify",
@@ -112,6 +123,7 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
     check_text(template, gateway.settings.limits, "template")
     for index, label in enumerate(labels):
         check_text(label, gateway.settings.limits, f"labels[{index}]")
+    _check_answer(asked, labels, gateway.settings.limits)
     prompts = [template.replace("{label}", label) for label in labels]
     count = len(asked.contents)
     request.state.named = lambda i: f"input[{i}]" if i < count else f"labels[{i - count}]"
@@ -119,6 +131,19 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
     inputs, prompt_vectors = np.split(embedded.vectors, [count])
     logits = (info.logit_scale or 1.0) * (inputs @ prompt_vectors.T)
     return Result(info, labels, logits.astype(np.float32), embedded.tokens)
+
+
+def _check_answer(asked: Asked, labels: list[str], limits: LimitSettings) -> None:
+    """Raises 413: each input comes back with each of the labels, or `top_k` of them, each group with all."""
+    count = len(asked.contents)
+    longest = sorted((len(label) + LABEL_BYTES for label in labels), reverse=True)
+    size = count * sum(longest[: asked.request.top_k]) + len(set(asked.groups)) * sum(longest)
+    if size > limits.max_answer_bytes:
+        message = (
+            f"{count} inputs with {len(labels)} labels make an answer of about {size} bytes, and it may have "
+            f"{limits.max_answer_bytes}; give top_k, or send fewer inputs at once"
+        )
+        raise ApiError(413, "too_many_results", message, "labels")
 
 
 async def _text(request: Request, name: str, asked: Asked, timing: Timing) -> Result:

@@ -31,8 +31,13 @@ router = APIRouter(tags=["collections"])
 async def search(request: Request, name: schemas.CollectionName) -> Response:
     """The items closest to a text, an image, a vector or an item already stored."""
     gateway = gateway_of(request)
-    asked = await body.read_json(request, schemas.SearchRequest, gateway.settings.limits.max_body_bytes)
-    _check_size(asked, gateway.settings)
+    settings = gateway.settings
+    asked = await body.read_json(
+        request,
+        schemas.SearchRequest,
+        settings.limits.max_body_bytes,
+        lambda asked: _check_size(asked, settings),
+    )
     request.state.named = "queries[{}]".format if asked.queries else None
     queries, fingerprint = await _queries(request, asked)
     wanted = Wanted(
@@ -112,8 +117,13 @@ async def drop(request: Request, name: schemas.CollectionName) -> Response:
 async def delete_many(request: Request, name: schemas.CollectionName) -> Response:
     """Deletes items by id or by filter; ids that are not there are not counted."""
     gateway = gateway_of(request)
-    asked = await body.read_json(request, schemas.DeleteRequest, gateway.settings.limits.max_body_bytes)
-    check_depth(asked.filter, gateway.settings.limits, "filter")
+    limits = gateway.settings.limits
+    asked = await body.read_json(
+        request,
+        schemas.DeleteRequest,
+        limits.max_body_bytes,
+        lambda asked: check_depth(asked.filter, limits, "filter"),
+    )
     if asked.ids is not None:
         deleted = await gateway.index.delete(name, asked.ids)
     else:
@@ -194,9 +204,16 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
         queries.append(query.id if query.id is not None else query.vector)
     if not given:
         return queries, None
-    contents = await gateway.inputs.read(given, param=lambda i: f"queries[{places[i]}]")
+    only = "text" if asked.text is not None else "image"
+
+    def named(place: int) -> str:
+        return f"queries[{place}]" if asked.queries else only
+
+    contents = await gateway.inputs.read(given, param=lambda i: named(places[i]))
     with gateway.admissions.admit(contents):
+        request.state.named = named
         embedded = await gateway.inference.embed(contents, timing_of(request), places)
+        request.state.named = named if asked.queries else None
     for place, vector in zip(places, embedded.vectors, strict=True):
         queries[place] = vector
     return queries, embedded.fingerprint

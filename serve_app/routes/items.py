@@ -57,7 +57,13 @@ async def upsert(
         return await bulk.upsert_array(request, name, fingerprint, id_prefix)
     if not body.is_json(media_type):
         raise body.unsupported(media_type, body.JSON, *STREAMS)
-    asked = await body.read_json(request, schemas.UpsertRequest, gateway.settings.limits.max_body_bytes)
+    limits = gateway.settings.limits
+
+    def check(asked: schemas.UpsertRequest) -> None:
+        for i, item in enumerate(asked.items):
+            check_depth(item.metadata, limits, f"items[{i}].metadata")
+
+    asked = await body.read_json(request, schemas.UpsertRequest, limits.max_body_bytes, check)
     request.state.named = "items[{}]".format
     contents = await upserts.read(gateway, asked.items, "items[{}]".format)
     made_by = asked.fingerprint or fingerprint
@@ -88,6 +94,7 @@ async def put_image(
         raise ApiError(422, "invalid_metadata", "metadata must be a JSON object", "metadata")
     check_depth(parsed, gateway.settings.limits, "metadata")
     images, _ = await body.read_images(request, gateway.settings.limits)
+    request.state.named = None
     if len(images) > 1:
         raise ApiError(422, "too_many_items", f"an id holds one image; the form has {len(images)}", "files")
     embedded = await upserts.embed(gateway, name, images, timing_of(request))

@@ -14,10 +14,12 @@ from starlette.requests import Request
 
 from deployments.errors import NotReady, Overloaded
 from serve_app import upserts
+from serve_app.fetch import ImageFetcher
+from serve_app.limits import hold
 from serve_app.middleware import lift_time_limit
 from serve_app.routes import bulk
 from tests.local.client import Answer, LocalClient
-from tests.photos import data_uri, jpeg
+from tests.photos import data_uri, encoded, jpeg
 
 LINES = {"content-type": "application/x-ndjson"}
 ARRAY = {"content-type": "application/x-npy"}
@@ -233,6 +235,27 @@ def test_429_does_not_end_a_stream_it_waits_its_turn(
     answer = client.post(f"{photos}/items", content=ndjson({"id": "a", "text": "a cat"}), headers=LINES)
     assert (answer.status, answer.json()["ids"], given_up) == (200, ["a"], 1)
     assert next(reads) == 1  # what was fetched is not fetched again
+
+
+def test_a_stream_whose_images_are_too_much_at_once_takes_fewer(
+    client: LocalClient, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetch(_: ImageFetcher, url: str, param: str) -> bytes:
+        image = encoded(np.full((600, 600, 3), int(url[-1]), np.uint8), "BMP")  # a MiB; 4 may be held
+        hold(len(image))
+        return image
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    items = [{"id": f"i{n}", "image": f"https://example.org/{n}"} for n in range(4)]
+    other = client.submit(
+        "POST", "/v1/embeddings", content=b"x" * 1_000_000, headers={"content-type": "image/png"}, stalls=True
+    )
+    try:
+        answer = client.post(f"{photos}/items", content=ndjson(*items), headers=LINES)
+    finally:
+        other.cancel()
+    assert (answer.status, answer.json()["upserted"]) == (200, 4)
+    assert client.get(photos).json()["count"] == 4
 
 
 def test_an_empty_stream_stores_nothing(client: LocalClient, raw: str) -> None:

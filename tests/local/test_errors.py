@@ -118,13 +118,30 @@ def test_413_too_much(client: LocalClient) -> None:
     error_of(client.post("/v1/classify", json_body=labels), 413, "too_many_labels")
 
 
+def test_413_labels_that_come_back_with_every_input(client: LocalClient) -> None:
+    labels = [letter + "x" * 900 for letter in "abcdefgh"]
+    asked: dict[str, Any] = {"model": "clip", "input": ["a"] * 32, "labels": labels}
+    answer = client.post("/v1/classify", json_body=asked)
+    assert answer.status == 200
+    assert 200_000 < len(answer.content) < 256 * 1024
+    grouped = [{"text": "a", "group": str(i)} for i in range(32)]
+    error = error_of(
+        client.post("/v1/classify", json_body=asked | {"input": grouped, "aggregate": "group"}),
+        413,
+        "too_many_results",
+    )
+    assert "it may have 262144; give top_k" in error["message"]
+    two = asked | {"input": grouped[:2], "aggregate": "group"}
+    assert client.post("/v1/classify", json_body=two).status == 200
+
+
 def test_413_an_answer_of_too_many_bytes(client: LocalClient) -> None:
     client.put("/v1/collections/wordy", json_body={"dimensions": 2})
     items = [{"id": str(i), "vector": [1, i], "metadata": {"text": "x" * 30_000}} for i in range(4)]
     assert client.post("/v1/collections/wordy/items", json_body={"items": items}).status == 200
     search: dict[str, Any] = {"queries": [{"vector": [1, 0]}] * 30, "limit": 50}
     error = error_of(client.post("/v1/collections/wordy/search", json_body=search), 413, "too_many_results")
-    assert "more than 1048576 bytes" in error["message"]
+    assert "more than 262144 bytes" in error["message"]
     bare = client.post("/v1/collections/wordy/search", json_body=search | {"include": []}).json()["results"]
     assert [len(hits) for hits in bare] == [4] * 30
 
@@ -150,6 +167,84 @@ def test_429_bodies_that_are_held_are_bounded_together(client: LocalClient) -> N
         for upload in uploads:
             upload.cancel()
     wait_for(422)  # no image, but read
+
+
+def test_small_requests_are_let_in_whatever_others_hold(client: LocalClient) -> None:
+    slow = [
+        client.submit(
+            "POST",
+            "/v1/embeddings",
+            content=b"x" * 1_048_576,
+            stalls=True,
+            headers={"content-type": "image/png"},
+        )
+        for _ in range(4)
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while client.get("/v1/models").json()["data"][0]["stats"]["queue_fraction"] < 1:
+            assert time.monotonic() < deadline
+        assert client.post("/v1/embeddings", json_body={"input": "a cat"}).status == 200
+        photo = client.post("/v1/embeddings", content=jpeg("coffee"), headers={"content-type": "image/jpeg"})
+        assert photo.status == 200
+    finally:
+        for upload in slow:
+            upload.cancel()
+
+
+def test_400_a_form_in_a_charset_that_takes_long_to_decode(client: LocalClient) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n%s\r\n--x--\r\n' % (b"a" * 500_000)
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=punycode"}
+    began = time.monotonic()
+    error = error_of(client.post("/v1/embeddings", content=part, headers=headers), 400, "invalid_multipart")
+    assert "'punycode' is not read; accepted are utf-8" in error["message"]
+    assert time.monotonic() - began < 10  # it would take half a minute
+
+
+def test_unknown_keys_by_the_ten_thousand_make_one_message(client: LocalClient) -> None:
+    for path, body in (
+        ("/v1/embeddings", {"input": [{f"k{i}": 0 for i in range(50_000)}]}),
+        ("/v1/collections/x/search", {"text": "a"} | {f"k{i}": 0 for i in range(50_000)}),
+    ):
+        error = error_of(client.post(path, json_body=body), 422, "invalid_request")
+        assert len(error["message"]) < 500
+        assert error["param"] in ("input[0].text", "k0")
+
+
+def test_422_token_ids_are_not_taken(client: LocalClient) -> None:
+    for tokens, param in (([1, 2, 3], "input[0]"), ([[1, 2], [3]], "input[0]")):
+        error = error_of(client.post("/v1/embeddings", json_body={"input": tokens}), 422, "invalid_request")
+        assert (error["param"], "token ids are not taken" in error["message"]) == (param, True)
+
+
+def test_null_means_left_out_where_other_servers_have_clients(client: LocalClient) -> None:
+    asked: dict[str, Any] = {
+        "input": "a",
+        "encoding_format": None,
+        "dimensions": None,
+        "user": None,
+        "model": None,
+    }
+    assert client.post("/v1/embeddings", json_body=asked).status == 200
+    asked = {"model": "clip", "input": "a", "labels": ["b"], "raw_scores": None, "top_k": None}
+    assert client.post("/v1/classify", json_body=asked).status == 200
+
+
+def test_a_single_query_is_named_by_its_kind(client: LocalClient) -> None:
+    client.put("/v1/collections/single", json_body={})
+    bad = base64.b64encode(TRUNCATED).decode()
+    for query, param in (
+        ({"image": "!!!"}, "image"),
+        ({"image": bad}, "image"),
+        ({"text": "a\0b"}, "text"),
+        ({"text": "a" * 1001}, "text"),
+    ):
+        answer = client.post("/v1/collections/single/search", json_body=query)
+        assert answer.json()["error"]["param"] == param
+    raw = client.put(
+        "/v1/collections/single/items/a", content=TRUNCATED, headers={"content-type": "image/jpeg"}
+    )
+    assert error_of(raw, 422, "invalid_input")["param"] is None
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify", "/v1/rerank", "/v1/collections/x/search"])

@@ -1,5 +1,6 @@
 """Errors: each crosses a process boundary whole, and each has a status."""
 
+import asyncio
 import pickle
 import weakref
 from typing import Any
@@ -11,6 +12,7 @@ from ray.exceptions import RayTaskError
 from starlette.testclient import TestClient
 
 from deployments import errors as model_errors
+from deployments.errors import Overloaded
 from index import errors as index_errors
 from serve_app.errors import TABLE, install
 from serve_app.remote import together
@@ -69,3 +71,20 @@ def test_an_answered_error_keeps_nothing_of_its_request() -> None:
     answer = TestClient(app).get("/")
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input[0]")
     assert kept[0]() is None
+
+
+def test_an_error_of_one_of_several_calls_leaves_no_cancellation_behind() -> None:
+    async def fails() -> None:
+        raise Overloaded("too much")
+
+    async def scenario() -> None:
+        with pytest.raises(Overloaded):
+            await together(fails(), asyncio.sleep(60))
+        await asyncio.sleep(60)
+
+    async def in_time() -> None:
+        async with asyncio.timeout(0.05):
+            await scenario()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(in_time())

@@ -238,13 +238,15 @@ def test_an_untrusted_certificate_is_refused(certificate: Path) -> None:
 def test_one_request_fetches_few_at_once_and_what_it_holds_is_bounded(certificate: Path) -> None:
     at_once = most = 0
 
-    async def kilobyte(_: web.Request) -> web.StreamResponse:
+    size = 300_000  # more than may be held whatever others hold
+
+    async def picture_in_time(_: web.Request) -> web.StreamResponse:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
         await asyncio.sleep(0.02)
         at_once -= 1
-        return web.Response(body=b"x" * 1000)
+        return web.Response(body=b"x" * size)
 
     settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
 
@@ -252,23 +254,23 @@ def test_one_request_fetches_few_at_once_and_what_it_holds_is_bounded(certificat
         fetcher = ImageFetcher(settings)
         reader = InputReader(LimitSettings(), fetcher)
         image = ImageInput(image=f"https://localhost:{port}/")
-        memory = Memory(limit=30_500, retry_after_s=1)
+        memory = Memory(limit=20 * size + 1, retry_after_s=1)
         try:
             with memory.holding():
-                assert await reader.read([image] * 30) == [b"x" * 1000] * 30
-                assert (most, memory.held) == (FETCHES, 30_000)
+                assert await reader.read([image] * 20) == [b"x" * size] * 20
+                assert (most, memory.held) == (FETCHES, 20 * size)
                 other = asyncio.create_task(held_apart(memory, reader, [image]))
-                with pytest.raises(Overloaded, match="requests hold 30000 bytes and may hold 30500"):
+                with pytest.raises(Overloaded, match="bytes and may hold 6000001"):
                     await other
             assert memory.held == 0
-            with memory.holding(), pytest.raises(ApiError, match="may hold 30500 bytes") as raised:
-                await reader.read([image] * 31)
+            with memory.holding(), pytest.raises(ApiError, match="may hold 6000001 bytes") as raised:
+                await reader.read([image] * 21)
             assert raised.value.status == 413
             assert memory.held == 0
         finally:
             await fetcher.close()
 
-    served(certificate, kilobyte, scenario)
+    served(certificate, picture_in_time, scenario)
 
 
 async def held_apart(memory: Memory, reader: InputReader, images: list[ImageInput]) -> None:

@@ -89,6 +89,8 @@ def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
         {"clip": {"scale": {"replicas": 3, "max_replicas": 2}}},
         {"clip": {"name": "a"}, "classifiers": {"a": {}}},
         {"limits.max_inflight_bytes": 1024},
+        {"index.cpus": ".inf"},
+        {"clip.scale.upscale_delay_s": ".inf"},
         {"fetch_urls.ca_file": "/nowhere.pem"},
         {"fetch_urls.ca_file": __file__},
         {"clip": 3},
