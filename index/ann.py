@@ -24,6 +24,9 @@ HNSW_BUILD_EFFORT: Final = 64
 ADD_ROWS: Final = 8192
 """Rows added between two looks at whether to stop."""
 KMEANS_TURNS: Final = 10
+BEYOND_CODES: Final = 0.001
+"""The share of a dimension's numbers, at each end, that SQ8's codes do not tell apart. Candidates are compared
+in float32 afterwards, so that it costs no precision of what is found."""
 ROWS_PER_CENTROID: Final = 40  # FAISS warns below 39
 PQ_ROWS: Final = 20_000  # for 256 centroids; FAISS warns below half as many
 
@@ -70,6 +73,11 @@ class AnnKind:
             kind.cp.niter = KMEANS_TURNS
         if isinstance(kind, faiss.IndexIVFPQ):
             kind.pq.cp.niter = KMEANS_TURNS
+        coded = faiss.downcast_index(kind.storage) if isinstance(kind, faiss.IndexHNSW) else kind
+        if isinstance(coded, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
+            # Between the least and the most, one long vector would leave all others the same few codes.
+            coded.sq.rangestat = faiss.ScalarQuantizer.RS_quantiles
+            coded.sq.rangestat_arg = BEYOND_CODES
         if not index.is_trained:
             index.train(_sample(vectors, max(PQ_ROWS, ROWS_PER_CENTROID * _lists(rows))))
         for start in range(0, rows, ADD_ROWS):

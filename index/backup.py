@@ -103,7 +103,8 @@ def discard(to: Location, collection: str, id: str) -> None:
 
 
 def finish(to: Location, manifest: Manifest) -> None:
-    """Make the parts a snapshot, if all of them can be seen from here."""
+    """Make the parts a snapshot, if all of them can be seen from here, and no other was made meanwhile."""
+    check_free(to, manifest.collection)
     target = to.open()
     path = f"{manifest.collection}/{MANIFEST}"
     with file_errors(f"the snapshot could not be written to {to}"):

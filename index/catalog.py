@@ -18,7 +18,7 @@ from index.errors import CollectionNotFound, IndexUnavailable
 from index.maintenance import Maintenance
 from index.snapshots import sync_directory
 from index.spec import CollectionSpec
-from index.store import FILE_NAME, Store
+from index.store import DAMAGED, FILE_NAME, Store
 
 LOCK_NAME = ".lock"
 UNFINISHED = ".unfinished-"
@@ -205,9 +205,11 @@ class Catalog:
                 threads=_search_threads(self._settings),
                 max_metadata_bytes=self._limits.max_metadata_bytes,
             )
-        except IndexUnavailable as error:
-            self._unavailable[name] = error
-            raise
+        except Exception as error:  # what is damaged is met with errors of every kind
+            self._unavailable[name] = unavailable = _unavailable(name, error)
+            if unavailable is error:
+                raise
+            raise unavailable from error
         self._open[name] = collection
         return collection
 
@@ -218,6 +220,13 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unavailable(name: str, error: Exception) -> IndexUnavailable:
+    if isinstance(error, IndexUnavailable):
+        return error
+    reason = f"{type(error).__name__}: {error}"
+    return IndexUnavailable(f"collection {name!r} cannot be opened ({reason}): {DAMAGED}")
 
 
 def _search_threads(settings: IndexSettings) -> int:

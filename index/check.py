@@ -13,7 +13,7 @@ from index.items import Rowids
 from index.segment import Segment
 from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
-from index.store import FILE_NAME, Reader, Store
+from index.store import DAMAGED, FILE_NAME, Reader, Store
 
 ROWS_AT_ONCE: Final = 4096
 CLOSED: Final = IndexUnavailable("the check is over")
@@ -40,6 +40,9 @@ def _collection_problems(directory: Path) -> Iterator[str]:
     except IndexUnavailable as error:
         yield error.message
         return
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}; {DAMAGED}"
+        return
     try:
         with store.snapshot() as reader:
             yield from reader.damage()
@@ -53,6 +56,8 @@ def _collection_problems(directory: Path) -> Iterator[str]:
             yield from _rows(reader, segments)
     except IndexUnavailable as error:
         yield error.message
+    except Exception as error:  # what is damaged is met with errors of every kind
+        yield f"{type(error).__name__}: {error}; {DAMAGED}"
     finally:
         store.close(CLOSED)
 

@@ -114,6 +114,7 @@ class Collection:
         self._last_write = time.monotonic()
         self._views: Mapping[int, View]
         self.spec: CollectionSpec
+        self._committing: CollectionSpec  # what `spec` becomes
         try:
             with self._store.snapshot() as reader:
                 self.spec = reader.spec()
@@ -301,7 +302,7 @@ class Collection:
                 kind=self.spec.kind,
                 actual_kind=view.kind,
                 state="building" if self._building or self._due(view) else "ready",
-                problem=self._problem,
+                problem=self._problem or _uselessness(view),
                 recall=tuning.recall if tuning else None,
                 effort=tuning.effort if tuning else None,
                 segments=len(view.segments),
@@ -431,6 +432,7 @@ class Collection:
 
         If the commit fails nobody reads that version, and the next write puts its own in the place.
         """
+        self._committing = writer.spec()
         present = view = self._views[writer.version]
         none = np.empty((0, self.spec.dimensions), np.float32)
         for change in changes:
@@ -444,11 +446,25 @@ class Collection:
         self._version = writer.version + 1
         self._views = {self._version: view}  # first of all: whatever fails below, this is what is committed
         self._last_write = time.monotonic()
-        self.spec = writer.spec()
+        self.spec = self._committing
         if view.tail.tombstones > self._settings.compact_ratio * view.tail.size:
             with suppress(MemoryError):  # the dead rows stay until there is room for a copy
                 self._views = {self._version: view.with_compact_tail()}
         self._store.limit_wal()
+
+
+def _uselessness(view: View) -> str | None:
+    """Of indexes that find too little of what is nearest to be used."""
+    found = [s.segment for s in view.segments if s.segment.tuning and s.segment.tuning.useless]
+    if not found:
+        return None
+    worst = min(found, key=lambda segment: segment.tuning.recall if segment.tuning else 1)
+    assert worst.kind
+    assert worst.tuning
+    return (
+        f"{worst.kind.name} finds {worst.tuning.recall:.0%} of the nearest of these vectors, however long it "
+        f"looks: {sum(len(segment.rowids) for segment in found)} items are compared one by one instead"
+    )
 
 
 def _rows_of(

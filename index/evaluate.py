@@ -23,12 +23,13 @@ TOLERANCE: Final = 1e-5
 def recall(found: Scores, true: Scores) -> float:
     """The share of results found [q, k] at least as near as the k-th true neighbour, by their scores.
 
-    By scores and not by rows, as ann-benchmarks.com does: of equals any one is right.
+    By scores and not by rows, as ann-benchmarks.com does: of equals any one is right. Rounding is relative to
+    the scores, which may all be tiny.
     """
     if true.size == 0:
         return 1.0
     furthest = true[:, -1:]
-    return float(np.mean(found >= furthest - TOLERANCE * np.maximum(1, np.abs(furthest))))
+    return float(np.mean(found >= furthest - TOLERANCE * np.abs(true).max(axis=1, keepdims=True)))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,19 @@ class KeyTable:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         return not self._keys or version == VERSION
 
+    def wrong(self) -> int:
+        """How many entries are not what the items have, or are missing."""
+        if not self._keys:
+            return 0
+        entries, parts = _entries(self._keys, "1")
+        (count,) = self._connection.execute(
+            f"WITH entries AS ({entries}) SELECT"
+            " (SELECT count(*) FROM (SELECT * FROM entries EXCEPT SELECT * FROM keys))"
+            " + (SELECT count(*) FROM (SELECT * FROM keys EXCEPT SELECT * FROM entries))",
+            parts,
+        ).fetchone()
+        return int(count)
+
     def rebuild(self) -> None:
         """Enter every item anew."""
         self._connection.execute("DELETE FROM keys")

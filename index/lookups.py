@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from index.errors import IndexUnavailable
 from index.items import Rowids
 
 Fetch = Callable[[str], Rowids]
@@ -66,6 +67,14 @@ def none_of(part: Part) -> Part:
     return Part(sql, part.lookup, without=not part.without) if part.exact else Part(sql)
 
 
+def numbers_of(text: object) -> Rowids:
+    """What SQLite's group_concat made one text of; None is nothing. Raises IndexUnavailable for damage."""
+    try:
+        return np.fromstring(text, np.int64, sep=",") if isinstance(text, str) else NOTHING
+    except ValueError:
+        raise IndexUnavailable("a list of rows cannot be read; the database is damaged") from None
+
+
 def rowids_of(connection: sqlite3.Connection, part: Part, parameters: Mapping[str, str]) -> Rowids:
     """The rowids of the items that pass, ascending."""
 
@@ -73,7 +82,7 @@ def rowids_of(connection: sqlite3.Connection, part: Part, parameters: Mapping[st
         # One text with every number is read in less than half the time of a row for each.
         query = f"SELECT group_concat(item) FROM ({sql})"
         (text,) = connection.execute(query, parameters).fetchone()
-        return _ascending(np.fromstring(text, np.int64, sep=",")) if text else NOTHING
+        return _ascending(numbers_of(text))
 
     if part.lookup is None:
         return fetch(f"SELECT rowid AS item FROM items WHERE {part.sql}")

@@ -1,8 +1,10 @@
 """Filling a new data directory from snapshots: all that is there, checked, or nothing."""
 
 import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,14 @@ from index.backup import CHUNK_BYTES, MANIFEST, Manifest, file_errors
 from index.catalog import LOCK_NAME, locked
 from index.errors import BadSnapshot, IndexUnavailable
 from index.locations import Location
-from index.shards import check_shard_count, shard_directory
+from index.shards import check_shard_count, shard_directory, shard_name
 from index.snapshots import sync_directory
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+RESTORED = ".restored"
+"""In a shard's directory: the ids of the snapshots it was filled from, by collection."""
 
 
 def restore(
@@ -39,6 +44,8 @@ def restore(
                 f"the snapshot of {manifest.collection!r} at {source} is of {len(manifest.parts)} shards "
                 f"and this index has {shards}: set index.shards={len(manifest.parts)}"
             )
+    ids = {manifest.collection: manifest.id for manifest in found}
+    _check_siblings(root, shards, ids)
     unfinished = root.with_name(f".restoring-{root.name}")
     with file_errors(f"{source} could not be restored"):
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -51,6 +58,7 @@ def restore(
             filesystem = source.open()
             for manifest in found:
                 _download(filesystem, manifest, shard, unfinished / manifest.collection)
+            (unfinished / RESTORED).write_text(json.dumps(ids), encoding="utf-8")
             sync_directory(unfinished)
             unfinished.rename(root)
             sync_directory(root.parent)
@@ -65,11 +73,19 @@ def restore_all(source: Location, root: Path) -> tuple[int, list[str]]:
     shards = len(manifests(source)[0].parts)
     check_shard_count(root, shards)
     names: list[str] = []
-    for shard in range(shards):
-        restored = restore(source, shard_directory(root, shard, shards), shard, shards)
-        if restored is None:
-            raise IndexUnavailable(f"{root} was used before; restore into a data directory that is new")
-        names = restored
+    filled: list[Path] = []
+    try:
+        for shard in range(shards):
+            directory = shard_directory(root, shard, shards)
+            restored = restore(source, directory, shard, shards)
+            if restored is None:
+                raise IndexUnavailable(f"{root} was used before; restore into a data directory that is new")
+            filled.append(directory)
+            names = restored
+    except BaseException:
+        for directory in filled:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     return shards, names
 
 
@@ -90,6 +106,20 @@ def manifests(source: Location) -> list[Manifest]:
         if not (whole := [manifest for manifest in found if manifest]):
             raise BadSnapshot(f"{source} holds no snapshot: give the place that the snapshot was written to")
         return whole
+
+
+def _check_siblings(root: Path, shards: int, ids: Mapping[str, str]) -> None:
+    """Raises BadSnapshot if another shard here was filled from snapshots of another time."""
+    for shard in range(shards):
+        record = root.with_name(shard_name(shard, shards)) / RESTORED
+        if shards == 1 or not record.is_file():
+            continue
+        with file_errors(f"{record} cannot be read"):
+            if json.loads(record.read_text(encoding="utf-8")) != ids:
+                raise BadSnapshot(
+                    f"{record.parent.name} was filled from other snapshots than {root.name} would be: restore "
+                    f"all from the same into a new data directory, or delete {record} to mix them"
+                )
 
 
 def _is_used(root: Path) -> bool:

@@ -19,12 +19,20 @@ EXACT_SHARE = 20
 """A search that wants more than one row in so many is exact: it is no slower then."""
 
 
+LEAST_RECALL = 0.5
+"""An index that finds less of what is nearest, at any effort, is not used."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows."""
 
     effort: int
     recall: float
+
+    @property
+    def useless(self) -> bool:
+        return self.recall < LEAST_RECALL
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +105,7 @@ class SegmentView:
         limit = max(0, min(limit, survivors))
         if limit == 0 or len(queries) == 0:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
-        if segment.kind and not exact:
+        if segment.kind and not exact and not (segment.tuning and segment.tuning.useless):
             effort = min(effort or (segment.tuning.effort if segment.tuning else 0), self.size)
             if self._approximates(segment.kind, survivors, limit, effort):
                 return self._approximate(segment.kind, queries, limit, positions, survivors, effort)
@@ -161,7 +169,7 @@ def best_of(
         rows = vectors[found[part]]  # [q, c, d]
         if metric == "l2":
             rows = rows - queries[part, None]
-            exact = -np.einsum("qcd,qcd->qc", rows, rows)
+            exact = 0 - np.einsum("qcd,qcd->qc", rows, rows)  # no -0.0 for what is the same
         else:
             exact = np.einsum("qcd,qd->qc", rows, queries[part])
         exact[found[part] < 0] = -np.inf

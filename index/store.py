@@ -18,7 +18,7 @@ from index.errors import BadFilter, IndexUnavailable, VectorIndexError
 from index.filters import Condition
 from index.items import Include, Record, Rowids, Vectors
 from index.key_table import CREATE, KeyTable
-from index.lookups import rowids_of
+from index.lookups import numbers_of, rowids_of
 from index.spec import CollectionSpec
 
 FILE_NAME = "items.db"
@@ -58,6 +58,7 @@ REASONS = {
     "SQLITE_READONLY": "its files are read-only; make the data directory writable for this user",
     "SQLITE_CORRUPT": DAMAGED,
     "SQLITE_NOTADB": DAMAGED,
+    "SQLITE_CONSTRAINT": DAMAGED,  # what is in a row's way is removed before it is written
     "SQLITE_CANTOPEN": "its files cannot be opened; check that the data directory exists and is accessible",
 }
 
@@ -98,7 +99,7 @@ class Reader:
         """Every rowid, ascending: int64 [n]."""
         # Read from the index on ids, without metadata, and as one text: half the time of a row for each.
         (text,) = self._connection.execute("SELECT group_concat(rowid) FROM items").fetchone()
-        return np.sort(np.fromstring(text or "", np.int64, sep=","))
+        return np.sort(numbers_of(text))
 
     def vectors(self, rowids: Rowids, dimensions: int) -> Vectors:
         """The vectors of the rows from the first to the last of `rowids` (ascending): float32 [n, d].
@@ -118,7 +119,7 @@ class Reader:
             end = start + len(rows)
             if rowids[start:end].tolist() != [rowid for rowid, _ in rows]:
                 raise IndexUnavailable("items and vectors do not fit each other; the database is damaged")
-            if any(len(vector) != 4 * dimensions for _, vector in rows):
+            if any(not isinstance(v, bytes) or len(v) != 4 * dimensions for _, v in rows):
                 raise IndexUnavailable(
                     f"a stored vector is not {dimensions} numbers long; the database is damaged"
                 )
@@ -133,8 +134,11 @@ class Reader:
         found = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
         if found != ["ok"]:
             return [f"database: {text}" for text in found]
-        bad = self._one("SELECT count(*) FROM items WHERE NOT json_valid(metadata)")
-        return [f"database: the metadata of {bad} items is not JSON"] if bad else []
+        if bad := self._one("SELECT count(*) FROM items WHERE NOT json_valid(metadata)"):
+            return [f"database: the metadata of {bad} items is not JSON"]
+        if wrong := KeyTable(self._connection, self.spec().indexed_keys).wrong():
+            return [f"database: {wrong} entries of the indexed keys are wrong, and so are filters by these"]
+        return []
 
     def matching(self, condition: Condition, timeout_s: float) -> Rowids:
         """The rowids of the items that pass, ascending. Raises BadFilter after `timeout_s`."""
@@ -315,7 +319,8 @@ class Store:
                 try:
                     yield Reader(connection)
                 finally:
-                    connection.execute("ROLLBACK")
+                    if connection.in_transaction:  # SQLite has rolled back by itself after some errors
+                        connection.execute("ROLLBACK")
             finally:
                 self._give_back(connection)
 
@@ -342,7 +347,7 @@ class Store:
         the log is valid at any size. Where it waited in vain, for a read that takes long, it comes back
         when the log has doubled.
         """
-        with suppress(OSError, sqlite3.OperationalError):
+        with suppress(OSError, sqlite3.DatabaseError):
             size = self._path.with_name(f"{FILE_NAME}-wal").stat().st_size
             if size > max(MAX_WAL_BYTES, self._wal_bound):
                 ((busy, *_),) = self._writer.execute("PRAGMA wal_checkpoint(RESTART)")
@@ -412,7 +417,7 @@ class Store:
             raise IndexUnavailable(f"collection {self.directory.name!r} cannot be used: {reason}") from error
 
 
-_ENVIRONMENT = (sqlite3.DatabaseError, sqlite3.OperationalError)
+_ENVIRONMENT = (sqlite3.DatabaseError, sqlite3.OperationalError, sqlite3.IntegrityError)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -201,7 +201,7 @@ def index_vectors(
                 missing = collection.missing([item.id for item in items])
                 new = [item for item in items if item.id in missing]
                 refusals = collection.store(new, fingerprint)
-                outcome.stored += len(new) - len(refusals)
+                outcome.stored += len({item.id for item in new}) - len(refusals)
                 outcome.there += len(items) - len(new)
                 outcome.problems |= refusals
             row += len(part)

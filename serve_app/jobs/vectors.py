@@ -12,7 +12,7 @@ from index.items import check_id, content_id
 from serve_app.jobs.server import Item
 
 SHOWN_CHARS: Final = 80  # of the name of a row whose id is too long
-NUMBERS: Final = "a vector is a list of numbers, none of them null"
+NUMBERS: Final = "a vector is a list of one number or more, none of them null"
 
 
 class BadTable(Exception):  # noqa: N818 — named like the errors of the deployments
@@ -31,7 +31,7 @@ class Layout:
         """The columns to read. Raises BadTable."""
         named = [self.vector, *([self.id] if self.id else [])]
         rest = [name for name in schema.names if name not in named]
-        wanted = [*named, *(rest if self.metadata is None else self.metadata)]
+        wanted = list(dict.fromkeys([*named, *(rest if self.metadata is None else self.metadata)]))
         if unknown := [name for name in wanted if name not in schema.names]:
             raise BadTable(f"no column {unknown[0]!r}; the columns are {', '.join(schema.names)}")
         kind = schema.field(self.vector).type
@@ -52,7 +52,7 @@ class Layout:
         ):
             name = f"row {number}" if id is None else f"row {number} (id {id})"
             values = vector.values if vector.is_valid else None
-            if values is None or values.null_count:
+            if values is None or values.null_count or not len(values):
                 yield name, NUMBERS
             elif self.id and id is None:
                 yield name, f"column {self.id!r} is null"

@@ -36,7 +36,7 @@ def app_args(model_directories: dict[str, Path]) -> dict[str, object]:
             "max_image_pixels": 1_000_000,
             "max_labels": 8,
             "max_text_chars": 1000,
-            "max_inflight_bytes": 4 * 1024 * 1024,
+            "max_inflight_bytes": 8 * 1024 * 1024,
             "max_answer_bytes": 256 * 1024,
         },
     }

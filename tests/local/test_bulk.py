@@ -241,7 +241,7 @@ def test_a_stream_whose_images_are_too_much_at_once_takes_fewer(
     client: LocalClient, photos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fetch(_: ImageFetcher, url: str, param: str) -> bytes:
-        image = encoded(np.full((600, 600, 3), int(url[-1]), np.uint8), "BMP")  # a MiB; 4 may be held
+        image = encoded(np.full((900, 900, 3), int(url[-1]), np.uint8), "BMP")  # 2.3 MiB; 8 may be held
         hold(len(image))
         return image
 

@@ -21,4 +21,4 @@ def test_pickling_keeps_type_message_and_index(kind: type[errors.VectorIndexErro
 
 
 def test_there_is_one_error_per_answer_of_the_contract() -> None:
-    assert len(CLASSES) == 12
+    assert len(CLASSES) == 13
