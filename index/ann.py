@@ -25,8 +25,7 @@ ADD_ROWS: Final = 8192
 """Rows added between two looks at whether to stop."""
 KMEANS_TURNS: Final = 10
 BEYOND_CODES: Final = 0.001
-"""The share of a dimension's numbers, at each end, that SQ8's codes do not tell apart. Candidates are compared
-in float32 afterwards, so that it costs no precision of what is found."""
+"""The share of a dimension's numbers, at each end, that SQ8's codes do not tell apart."""
 ROWS_PER_CENTROID: Final = 40  # FAISS warns below 39
 PQ_ROWS: Final = 20_000  # for 256 centroids; FAISS warns below half as many
 

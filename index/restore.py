@@ -117,8 +117,8 @@ def _check_siblings(root: Path, shards: int, ids: Mapping[str, str]) -> None:
         with file_errors(f"{record} cannot be read"):
             if json.loads(record.read_text(encoding="utf-8")) != ids:
                 raise BadSnapshot(
-                    f"{record.parent.name} was filled from other snapshots than {root.name} would be: restore "
-                    f"all from the same into a new data directory, or delete {record} to mix them"
+                    f"{record.parent.name} was filled from other snapshots than {root.name} would be: fill "
+                    f"all from the same in a new data directory, or delete {record} to mix them"
                 )
 
 

@@ -127,6 +127,21 @@ def test_a_table_without_such_columns_is_told(
         index_vectors(str(source), collection, Layout(*layout), None, 500, Outcome())
 
 
+def test_a_column_named_twice_is_read_once_and_no_numbers_are_no_vector(
+    collection: LocalCollection, tmp_path: Path
+) -> None:
+    from serve_app.jobs.build_index import Outcome, index_vectors
+    from serve_app.jobs.vectors import Layout
+
+    source = written(
+        tmp_path / "e.parquet", v=[[], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], id=["e", "a", "a", "b"]
+    )
+    outcome = Outcome()
+    index_vectors(str(source), collection, Layout("v", "id", ("id", "id")), None, 500, outcome)
+    assert (outcome.stored, list(outcome.problems)) == (2, ["row 0 (id e)"])
+    assert count_of(collection) == 2
+
+
 def test_ids_the_server_would_not_have_are_left_out_alone(
     collection: LocalCollection, tmp_path: Path
 ) -> None:

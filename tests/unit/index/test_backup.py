@@ -19,7 +19,7 @@ from index.collection import Collection
 from index.errors import BadSnapshot, IndexUnavailable, SnapshotExists
 from index.items import Item
 from index.locations import Location
-from index.restore import manifests, restore
+from index.restore import manifests, restore, restore_all
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from tests.s3 import ENVIRONMENT, s3_server
@@ -124,6 +124,47 @@ def test_a_place_holds_one_snapshot_of_a_collection(
     snapshot(catalog, "filled", place)
     with pytest.raises(SnapshotExists, match="monday has a snapshot of 'filled' already: give another name"):
         snapshot(catalog, "filled", place)
+
+
+def test_of_two_snapshots_to_one_place_the_first_to_end_stays(
+    catalog: Catalog, filled: Collection, place: Location
+) -> None:
+    slow = uuid4().hex
+    with catalog.scratch() as copy:
+        filled.copy_to(copy)
+        part = write_part(copy, place, part_directory("filled", slow, 0, 1), NEVER)
+    first = snapshot(catalog, "filled", place)
+    with pytest.raises(SnapshotExists):
+        finish(place, Manifest(collection="filled", id=slow, created=1, parts=(part,)))
+    assert manifests(place) == [first]
+
+
+def test_shards_are_not_filled_from_snapshots_of_two_times(
+    catalog: Catalog, filled: Collection, tmp_path: Path
+) -> None:
+    monday, tuesday = (Location(str(tmp_path / day)) for day in ("monday", "tuesday"))
+    for place in (monday, tuesday):
+        snapshot(catalog, "filled", place, shards=2)
+    new = tmp_path / "new"
+    new.mkdir()
+    assert restore(monday, new / "shard-0-of-2", 0, 2) == ["filled"]
+    with pytest.raises(BadSnapshot, match="shard-0-of-2 was filled from other snapshots than shard-1-of-2"):
+        restore(tuesday, new / "shard-1-of-2", 1, 2)
+    assert restore(monday, new / "shard-1-of-2", 1, 2) == ["filled"]
+
+
+def test_a_restore_of_all_shards_that_fails_leaves_none_filled(
+    catalog: Catalog, filled: Collection, tmp_path: Path
+) -> None:
+    good, bad = (Location(str(tmp_path / name)) for name in ("good", "bad"))
+    snapshot(catalog, "filled", good, shards=2)
+    manifest = snapshot(catalog, "filled", bad, shards=2)
+    (tmp_path / "bad" / manifest.directory(1) / FILE_NAME).write_bytes(b"damaged")
+    new = tmp_path / "new"
+    new.mkdir()
+    with pytest.raises(BadSnapshot, match="is damaged"):
+        restore_all(bad, new)
+    assert restore_all(good, new) == (2, ["filled"])
 
 
 def test_a_copy_that_was_cut_off_is_refused(

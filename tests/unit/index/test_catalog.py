@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -117,6 +118,22 @@ def test_a_damaged_collection_does_not_keep_the_others_from_work(catalog: Catalo
     with Catalog(catalog.root) as again:
         again.delete("bad")
         assert again.create(spec("bad")).info().count == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE state SET created = 'x'", "UPDATE vectors SET vector = 'text'", "UPDATE state SET spec = 1"],
+)
+def test_damage_of_any_kind_is_of_one_collection(catalog: Catalog, damage: str) -> None:
+    for name in ("good", "bad"):
+        catalog.create(spec(name)).upsert([Item("x", [1, 0])])
+    catalog.close()
+    with sqlite3.connect(catalog.root / "bad" / FILE_NAME) as connection:
+        connection.execute(damage)
+    connection.close()
+    with Catalog(catalog.root) as again:
+        assert names(again) == ["good"]
+        assert "damaged" in str(again.unavailable["bad"])
 
 
 def test_a_directory_has_one_writer(catalog: Catalog) -> None:

@@ -9,6 +9,8 @@ import pytest
 from index.catalog import Catalog
 from index.check import problems
 from index.errors import IndexUnavailable
+from index.items import Item
+from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from serve_app import cli
 from tests.unit.index.test_snapshots import fill, flip, segments
@@ -44,6 +46,27 @@ def test_damaged_rows_are_found(tmp_path: Path, damage: str, told: str) -> None:
         connection.execute(damage)
     connection.close()
     assert any(told in problem for problem in problems(tmp_path))
+
+
+def test_entries_of_indexed_keys_that_are_not_the_items_own_are_found(tmp_path: Path) -> None:
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=2, indexed_keys=("word",)))
+        collection.upsert([Item(str(n), [1, n], {"word": f"word{n}", "n": n}) for n in range(9)])
+    assert list(problems(tmp_path)) == []
+    with sqlite3.connect(tmp_path / "c" / FILE_NAME) as connection:
+        connection.execute("UPDATE keys SET value = 'word6' WHERE value = 'word7'")
+    connection.close()
+    assert list(problems(tmp_path)) == [
+        "c: database: 2 entries of the indexed keys are wrong, and so are filters by these"
+    ]
+
+
+def test_what_nothing_can_be_made_of_is_a_problem_too(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with sqlite3.connect(tmp_path / "c" / FILE_NAME) as connection:
+        connection.execute("UPDATE state SET spec = x'ff'")
+    connection.close()
+    assert "damaged" in "".join(problems(tmp_path))
 
 
 def test_a_damaged_database_is_found(tmp_path: Path) -> None:

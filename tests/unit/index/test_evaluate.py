@@ -27,6 +27,14 @@ def test_recall_counts_what_is_as_near_as_the_kth() -> None:
     assert recall(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)) == 1
 
 
+def test_recall_of_tiny_scores_is_no_better() -> None:
+    true = np.array([[-1, -2, -3]], np.float32)
+    found = np.array([[-1, -5, -9]], np.float32)
+    for scale in (1, 1e-3, 1e-9, 1e6):
+        assert recall(np.float32(scale) * found, np.float32(scale) * true) == pytest.approx(1 / 3)
+        assert recall(np.float32(scale * (1 + 1e-6)) * true, np.float32(scale) * true) == 1  # rounding
+
+
 def test_a_collection_measures_itself(catalog: Catalog) -> None:
     collection = filled(catalog, "hnsw")
     collection.upsert([Item(f"new{row}", vector) for row, vector in enumerate(clustered(50, seed=4))])

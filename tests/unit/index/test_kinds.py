@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import faiss
 import numpy as np
 import pytest
 
@@ -71,6 +72,40 @@ def test_recall_is_what_was_asked_for(catalog: Catalog, kind: Kind, metric: Metr
     for below in (None, 2000, 1000, 100):
         found, true = (scores(collection, queries, exact, below) for exact in (False, True))
         assert recall(found, true) >= 0.92  # 1000 neighbours: three standard errors below the target
+
+
+@pytest.mark.parametrize("kind", ["sq8", "hnsw", "ivf"])
+def test_one_long_vector_does_not_spoil_the_others(catalog: Catalog, kind: Kind) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric="l2"))
+    vectors = clustered(COUNT, seed=1)
+    vectors[7] = 10_000
+    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(COUNT)])
+    while collection.maintain():
+        pass
+    queries = clustered(100, seed=2)
+    info = collection.info()
+    assert (info.actual_kind, info.problem) == (kind, None)
+    assert recall(scores(collection, queries, False), scores(collection, queries, True)) >= 0.92
+
+
+def test_an_index_that_finds_next_to_nothing_is_not_used_and_says_so(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def useless(self: AnnKind, vectors: Vectors, *_: object) -> faiss.Index:
+        return build(self, np.ascontiguousarray(vectors[::-1]), *_)  # type: ignore[arg-type]
+
+    build = AnnKind.build
+    monkeypatch.setattr(AnnKind, "build", useless)
+    collection, queries = filled(catalog, "sq8"), clustered(100, seed=2)
+    info = collection.info()
+    assert info.recall is not None
+    assert info.recall < 0.1
+    assert info.problem is not None
+    assert (
+        "of the nearest of these vectors, however long it looks: 3000 items are compared one by"
+        in info.problem
+    )
+    np.testing.assert_array_equal(scores(collection, queries, False), scores(collection, queries, True))
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
