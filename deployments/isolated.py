@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from deployments.errors import NotReady
+
 Result = TypeVar("Result")
 
 
@@ -17,7 +19,7 @@ def call(function: Callable[..., Result], *arguments: Any) -> Result:
     process already, for torch is what callers keep out.
 
     Raises:
-        whatever the function raises; RuntimeError when the process died.
+        whatever the function raises; NotReady when the process died, as for want of memory.
     """
     if "torch" in sys.modules:
         return function(*arguments)
@@ -33,7 +35,7 @@ def call(function: Callable[..., Result], *arguments: Any) -> Result:
     )
     if done.returncode:
         name = getattr(function, "__name__", function)
-        raise RuntimeError(f"the process of {name} ended with status {done.returncode}; its log says why")
+        raise NotReady(f"the process of {name} ended with status {done.returncode}; its log says why")
     result, error = pickle.loads(done.stdout)
     if error is not None:
         raise error

@@ -45,6 +45,7 @@ class Versioned(Generic[Version]):
         self._serving: _Serving[Version] | None = None
         self._first = asyncio.Event()  # Serve's local testing mode does not await `reconfigure`
         self._problem = ""
+        self._loading = ""  # the version
         self._swap = asyncio.Lock()
         self._swapping: asyncio.Task[None] | None = None
 
@@ -94,14 +95,16 @@ class Versioned(Generic[Version]):
             await self._change(choice)
         except Exception as error:
             stable = self._now().stable.info.version
-            self._problem = f"version {choice.version} did not load, version {stable} still serves: {error}"
+            self._problem = f"version {self._loading} did not load, version {stable} still serves: {error}"
             logger.exception("%s", self._problem)
 
     async def _change(self, choice: VersionSettings) -> None:
         async with self._swap:  # one after the other: the last choice made is the one that stays
+            self._loading = choice.version
             stable = await asyncio.to_thread(self._load, choice.version)
             candidate = None
             if choice.candidate is not None and choice.candidate_percent > 0:
+                self._loading = choice.candidate
                 candidate = await asyncio.to_thread(self._load, choice.candidate)
             self._serving = _Serving(stable, candidate, choice.candidate_percent)
             self._problem = ""

@@ -107,7 +107,7 @@ def _is_whole(directory: Path) -> bool:
     try:
         sizes = json.loads((directory / SIZES).read_text(encoding="utf-8"))
         return all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # or JSON of another kind
         return False
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from configs.settings import Int8Settings, SettingsError
 from deployments.engines.protocol import Agreement
 from deployments.engines.quantization import Outputs, Row
-from deployments.errors import SightlineError
+from deployments.errors import BadInput, SightlineError
 from deployments.models.base import Pixels
 from deployments.models.images import ACCEPTED, decode
 from deployments.models.text import TextTokenizer
@@ -61,7 +61,11 @@ class CalibrationSet:
             SettingsError: too few of them, or an image that cannot be decoded.
         """
         tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
-        ids = [tokenizer.encode(text)[None] for text in self._enough(self._texts(), "texts")]
+        try:
+            ids = [tokenizer.encode(text)[None] for text in self._enough(self._texts(), "texts")]
+        except BadInput as error:
+            place = self.settings.calibration
+            raise SettingsError(f"{self.setting}.int8.calibration: a text of {place}: {error}") from None
         rows: dict[str, list[Row]] = {"text": [(row, np.ones_like(row)) for row in ids]}
         if "image_size" in facts:
             images = self._enough(list(self._images(facts["image_size"])), "images")

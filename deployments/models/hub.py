@@ -52,15 +52,20 @@ def find(hub_id: str, revision: str | None, cache_dir: Path, timeout_s: float) -
 
 def cached(hub_id: str, revision: str | None, cache_dir: Path) -> Path | None:
     """The complete snapshot of a model in our cache, or in the machine's own hub cache, if there is one."""
-    ours = cache_dir / "hub"
-    for cache in (ours, Path(constants.HF_HUB_CACHE)):
+    for cache in (cache_dir / "hub", Path(constants.HF_HUB_CACHE)):
         try:
-            path = Path(snapshot_download(hub_id, revision=revision, cache_dir=cache, local_files_only=True))
+            path = Path(
+                snapshot_download(
+                    hub_id,
+                    revision=revision,
+                    cache_dir=cache,
+                    local_files_only=True,
+                    allow_patterns=_PATTERNS,  # it knows of all files there are, and looks whether these came
+                )
+            )
             weight_files(path)
         except (OSError, ValueError, SettingsError):  # absent, or a download that did not finish
             continue
-        if cache == ours and not _mark(path).exists():
-            continue  # nor did this one, though what is checked here has come
         tokenizers = ("tokenizer.json", "vocab.json", "vocab.txt")
         if (path / "config.json").is_file() and any((path / name).is_file() for name in tokenizers):
             return path
@@ -84,16 +89,9 @@ def download(hub_id: str, commit: str | None, cache_dir: Path) -> Path:
             )
         )
         weight_files(path)
-        _mark(path).parent.mkdir(exist_ok=True)
-        _mark(path).touch()
     except Exception as error:
         raise NotReady(f"{hub_id} at {commit} could not be downloaded: {error}") from error
     return path
-
-
-def _mark(snapshot: Path) -> Path:
-    """A file that is there once all of the snapshot is."""
-    return snapshot.parents[1] / "complete" / snapshot.name
 
 
 def _ask(hub_id: str, revision: str | None, timeout_s: float) -> str:

@@ -44,15 +44,25 @@ MAX_SCANS: Final = 100
 _JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd8\x01]")  # but for those without a length
 _JPEG_SCAN: Final = 0xDA
 _JPEG_END: Final = 0xD9
+MAX_REPEATS: Final = 64
+"""Of what a file has once: Pillow puts the Exif of all segments together, and unpacks each colour profile."""
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
 _TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
 _SAMPLE_FORMAT: Final = 339
+_BITS: Final = 258
+_PHOTOMETRIC: Final = 262
+_MIN_IS_WHITE: Final = 0
+_PLANES: Final = 284
+_SEPARATE: Final = 2
+_RESAVE: Final = "save it as PNG, or as a TIFF that is neither"
 _TILE_WIDTH: Final = 322
 _TILE_LENGTH: Final = 323
 _BIG_TIFF: Final = 43
 MAX_RLE_PIXELS: Final = 4_000_000
 """Of a BMP in runs: a kilobyte may stand for as many pixels as there are, which Pillow writes one by one."""
+
+_AT_ONCE: Final = 1_000_000  # pixels that are floats between
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions of pixels count
 
@@ -61,8 +71,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions o
 # passes by the sizes it is given, would round one value in six otherwise than the transformers processor.
 _TALLEST_ASPECT: Final = 8
 
-# The plugins are called directly, not through `Image.open`: nothing but these six formats can be
-# reached, and Pillow's process-wide pixel limit, which warns, never takes part beside our own.
+# The plugins are called directly, not through `Image.open`: nothing but these six formats can be reached.
+# Pillow's process-wide pixel limit, which some of them look at, is not to take part beside our own.
+Image.MAX_IMAGE_PIXELS = None
 _OPENERS: Final[dict[str, Callable[[BytesIO, str], ImageFile]]] = {
     "image/jpeg": JpegImagePlugin.JpegImageFile,
     "image/png": PngImagePlugin.PngImageFile,
@@ -85,7 +96,9 @@ def media_type(data: bytes) -> str | None:
         return "image/gif"
     if data.startswith(b"BM"):
         return "image/bmp"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):  # + is BigTIFF
+    if data.startswith(
+        (b"II*\0", b"MM\0*", b"II+\0")
+    ):  # + is BigTIFF, of which Pillow reads no big-endian ones
         return "image/tiff"
     return None
 
@@ -159,6 +172,10 @@ def _check_parts(data: bytes, kind: str) -> None:
     """Raises BadInput for a few bytes that stand for minutes of decoding, which no pixel limit sees."""
     if kind == "image/jpeg" and (found := _jpeg_scans(data)) > MAX_SCANS:
         raise BadInput(f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted")
+    for once in (b"Exif\0\0", b"iCCP"):
+        if (found := data.count(once)) > MAX_REPEATS:
+            name = once.decode().strip("\0")
+            raise BadInput(f"the image has {found} parts called {name}; at most {MAX_REPEATS} are accepted")
     if kind == "image/tiff" and (found := _tiff_parts(data)) > MAX_PARTS:
         raise BadInput(f"the TIFF image has {found} strips or tiles; at most {MAX_PARTS} are accepted")
 
@@ -184,7 +201,7 @@ def _tiff_parts(data: bytes) -> int:
     def number(place: int, size: int) -> int:
         return int.from_bytes(data[place : place + size], order)
 
-    large = number(2, 2) == _BIG_TIFF
+    large = number(2, 2) == _BIG_TIFF and order == "little"
     start = number(8, 8) if large else number(4, 4)
     first, step, width = (start + 8, 20, 8) if large else (start + 2, 12, 4)
     entries = range(first, first + step * min(number(start, 8 if large else 2), len(data) // step), step)
@@ -193,13 +210,19 @@ def _tiff_parts(data: bytes) -> int:
 
 
 def _check_decoder(image: ImageFile, max_pixels: int) -> None:
-    """Raises TooLarge for what takes far more to decode than its pixels tell."""
+    """Raises TooLarge for what takes far more to decode than its pixels tell, BadInput for what Pillow
+    decodes to other pixels."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         width, height = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
         if width * height > max_pixels:
             raise TooLarge(
                 f"the image has tiles of {width} by {height} pixels; at most {max_pixels} are accepted"
             )
+        bits, packed = image.tag_v2.get(_BITS, (1,)), image.info.get("compression", "raw") != "raw"
+        if image.mode in ("I", "F") and packed and image.tag_v2.prefix == b"MM":
+            raise BadInput(f"a compressed big-endian TIFF image of such numbers is not read; {_RESAVE}")
+        if max(bits) > 8 and len(bits) > 1 and image.tag_v2.get(_PLANES) == _SEPARATE:
+            raise BadInput(f"a TIFF image of more than 8 bits in separate planes is not read; {_RESAVE}")
     tiles: Any = image.tile
     if tiles and tiles[0][0] == "bmp_rle" and image.width * image.height > MAX_RLE_PIXELS:
         raise TooLarge(
@@ -256,18 +279,33 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits, or of floats, to 8 bits; Pillow's own convert would clip at 255.
 
     Integers up to 65535 keep the 16-bit scale and larger ones the 32-bit scale; floats up to 1.0 are
-    taken as 0 to 1, larger ones as 0 to 255. NaN becomes black.
+    taken as 0 to 1, larger ones as 0 to 255. NaN becomes black, and what a PNG calls transparent white.
     """
     grey = np.asarray(image)
     if grey.dtype == np.int32 and _is_unsigned(image):
         grey = grey.view(np.uint32)
+    tags: Any = getattr(image, "tag_v2", {})
     if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey, nan=0.0)
-        scaled = grey * np.float32(255) if grey.max() <= 1 else grey
+        white = 1.0 if np.nanmax(grey, initial=0) <= 1 else 255.0
+    elif tags.get(_BITS) == (12,):
+        white = 4095.0
     else:
         # 65535 / 257 = 255 and 2^32 / 2^24 = 256: the whole range maps onto 0 to 255.
-        scaled = grey / np.float32(257) if grey.max() <= 65535 else grey / np.float32(2**24)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        white = 65535.0 if grey.max() <= 65535 else 255 * 2.0**24
+    inverted = tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE and grey.dtype.kind != "f"
+    transparent = image.info.get("transparency")
+    small = np.empty(grey.shape, np.uint8)
+    for start in range(0, len(grey), rows := max(1, _AT_ONCE // grey.shape[1])):
+        part = grey[start : start + rows]
+        scaled = np.nan_to_num(part.astype(np.float32), copy=False, nan=0.0)
+        scaled *= np.float32(255 / white)
+        np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled)
+        if inverted:
+            scaled = 255 - scaled
+        if isinstance(transparent, int):
+            scaled[part == transparent] = 255
+        small[start : start + rows] = scaled
+    return Image.fromarray(small)
 
 
 def _is_unsigned(image: Image.Image) -> bool:

@@ -56,8 +56,10 @@ def _of(directory: Path) -> Iterator[None]:
     """Libraries meet a damaged file with errors of every kind, few of which name it."""
     try:
         yield
-    except (SettingsError, SightlineError, OSError, MemoryError):
+    except (SettingsError, SightlineError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise SettingsError(f"the model in {directory} cannot be loaded: {reason}") from error

@@ -143,6 +143,7 @@ def _convert(directory: Path) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, directory / "model.safetensors"
     )
+    (directory / "model.safetensors").chmod(0o644)  # safetensors keeps it to its owner
     (directory / "model.pth").unlink()
 
 

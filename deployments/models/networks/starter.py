@@ -97,7 +97,7 @@ def class_embeddings(directory: Path) -> dict[str, torch.Tensor]:
     """
     lines = class_lines()
     stored = directory / f"classes-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.safetensors"
-    if stored.is_file():
+    with suppress(Exception):  # absent, another user's, or damaged, by a library with errors of its own
         return load_file(stored)
     minilm = directory / "minilm"
     network = TextNetwork(load_minilm(minilm))
@@ -109,6 +109,7 @@ def class_embeddings(directory: Path) -> dict[str, torch.Tensor]:
     with suppress(OSError):  # a read-only cache costs every start these seconds, and nothing else
         scratch = stored.with_name(f"{stored.name}.{os.getpid()}")
         save_file(tensors, scratch)
+        scratch.chmod(0o644)  # safetensors keeps it to its owner
         scratch.rename(stored)
     return tensors
 

@@ -13,6 +13,7 @@ from configs.settings import SettingsError
 from deployments import isolated
 from deployments.engines import conversion
 from deployments.engines.networks import Networks
+from deployments.errors import NotReady
 from tests import assets
 from tests.unit.models.weighted import networks
 
@@ -146,7 +147,7 @@ def test_an_isolated_call_raises_what_its_function_raises(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with pytest.raises(SettingsError, match="no whole model"):
         isolated.call(fail, "no whole model")
-    with pytest.raises(RuntimeError, match="the process of die ended with status 3"):
+    with pytest.raises(NotReady, match="the process of die ended with status 3"):
         isolated.call(die)
     with pytest.raises(RuntimeError, match=r"^TwoArguments: what went wrong$"):
         isolated.call(fail_oddly)

@@ -4,6 +4,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from deployments.errors import BadInput, TooLarge
 from deployments.models.base import Pixels
 from deployments.models.images import decode, media_type
-from tests.photos import encoded, photos
+from tests.photos import encoded, jpeg, photos
 
 SIZE = 224
 LIMIT = 64_000_000
@@ -145,6 +146,54 @@ def test_unsigned_numbers_of_32_bits_reach_white() -> None:
     assert unsigned != file
     eight_bit = np.minimum(np.rint(ramp / 2**24), 255).astype(np.uint8)
     assert mean_error(decode(unsigned, SIZE, LIMIT), decode(encoded(eight_bit), SIZE, LIMIT)) == 0
+
+
+def ramp_of(white: int) -> NDArray[np.float64]:
+    return np.linspace(0, white, 300)[None].repeat(300, 0)
+
+
+def tiff(content: bytes, tags: dict[int, int], order: Literal["<", ">"] = "<") -> bytes:
+    """Of 300 by 300 pixels in one strip."""
+    fields = {256: 300, 257: 300, 259: 1, 262: 1, 273: 8, 277: 1, 278: 300, 279: len(content)} | tags
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, fields[tag]) for tag in sorted(fields))
+    directory = struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(content))
+    return start + content + directory
+
+
+def test_grey_of_12_bits_reaches_white() -> None:
+    grey = np.rint(ramp_of(4095)).astype(int)
+    first, second = grey[:, 0::2], grey[:, 1::2]
+    packed = np.stack([first >> 4, ((first & 15) << 4) | (second >> 8), second & 255], -1).astype(np.uint8)
+    wanted = np.rint(grey / 4095 * 255).astype(np.uint8)
+    pixels = decode(tiff(packed.tobytes(), {258: 12}), SIZE, LIMIT)
+    assert mean_error(pixels, decode(encoded(wanted), SIZE, LIMIT)) < 0.1
+
+
+def test_the_least_of_16_bits_may_be_white() -> None:
+    grey = np.rint(ramp_of(65_535)).astype("<u2")
+    pixels = decode(tiff((65_535 - grey).tobytes(), {258: 16, 262: 0}), SIZE, LIMIT)
+    assert mean_error(pixels, decode(encoded(Image.fromarray(grey)), SIZE, LIMIT)) < 0.1
+
+
+def test_what_pillow_gives_other_pixels_of_is_refused() -> None:
+    content = zlib.compress(ramp_of(1).astype(">f4").tobytes())
+    with pytest.raises(BadInput, match="compressed big-endian TIFF"):
+        decode(tiff(content, {258: 32, 259: 8, 339: 3}, ">"), SIZE, LIMIT)
+    planes = np.zeros((3, 300, 300), "<u2").tobytes()
+    deep = Image.new("RGB", (300, 300))
+    file = encoded(deep, "TIFF", tiffinfo={284: 2})
+    wide = file.replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 16, 16, 16))
+    with pytest.raises(BadInput, match=r"separate planes|header cannot be read"):
+        decode(wide + planes, SIZE, LIMIT)
+
+
+def test_the_colour_key_of_16_bits_lies_over_white() -> None:
+    grey = np.full((300, 300), 20_000, np.uint16)
+    grey[:, :150] = 40_000
+    pixels = decode(encoded(Image.fromarray(grey), transparency=40_000), SIZE, LIMIT)
+    assert pixels[:, 10].min() == 255
+    assert (pixels[:, -10] == 78).all()
 
 
 def test_16_bit_keeps_its_gradient() -> None:
@@ -317,6 +366,18 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     decode(jpeg_of_scans(20, after=b"\xff\xda" * 200), SIZE, LIMIT)  # such as the film behind a photo
     with pytest.raises(BadInput, match="more than 100 scans; at most 100"):
         decode(jpeg_of_scans(101), SIZE, LIMIT)
+
+
+def test_what_a_file_has_once_may_not_come_by_the_thousand() -> None:
+    whole = jpeg("coffee")
+    exif = b"\xff\xe1" + struct.pack(">H", 10) + b"Exif\0\0II"
+    assert decode(whole[:2] + exif * 64 + whole[2:], SIZE, LIMIT).shape == (SIZE, SIZE, 3)
+    with pytest.raises(BadInput, match="65 parts called Exif; at most 64"):
+        decode(whole[:2] + exif * 65 + whole[2:], SIZE, LIMIT)
+    png = encoded(photos()["coffee"], "PNG")
+    profile = b"\0\0\0\x03iCCPk\0\0" + struct.pack(">I", zlib.crc32(b"iCCPk\0\0"))
+    with pytest.raises(BadInput, match="1000 parts called iCCP"):
+        decode(png[:33] + profile * 1000 + png[33:], SIZE, LIMIT)
 
 
 @pytest.mark.parametrize("big", [True, False])

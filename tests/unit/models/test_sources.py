@@ -162,13 +162,14 @@ def test_a_download_that_stopped_before_a_small_file_goes_on(
     for file in tiny.iterdir():
         os.link(file, model / file.name)
     (model / "preprocessor_config.json").write_text("{}")
+    (model / "pytorch_model.bin").write_bytes(b"a pickle")  # which is left there
     hub.add(MODEL, model)
     source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     directory = source.fetch(tmp_path)
-    (directory / "preprocessor_config.json").unlink()
-    (tmp_path / "hub/models--someone--tiny-clip/complete" / directory.name).unlink()
     with monkeypatch.context() as offline:
         offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="") == source
+        (directory / "preprocessor_config.json").unlink()
         assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
     assert source.fetch(tmp_path) == directory
     assert (directory / "preprocessor_config.json").is_file()
