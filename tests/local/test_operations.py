@@ -114,12 +114,15 @@ def test_home_and_documents(client: LocalClient) -> None:
         assert client.get(source.decode()).status == 200
 
 
+BASIC = {"authorization": "Basic right"}
+
+
 def test_keys(app_args: dict[str, Any], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("right\nother\n")
     client = start(app_args, tmp_path / "data", "keys", auth={"keys_file": str(keys)})
     body = {"input": "a"}
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right"}):
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right"}, BASIC):
         answer = client.post("/v1/embeddings", json_body=body, headers=headers)
         assert answer.status == 401
         assert answer.json()["error"]["type"] == "authentication_error"

@@ -106,6 +106,12 @@ async def picture(_: web.Request) -> web.StreamResponse:
     return web.Response(body=b"picture")
 
 
+def test_no_proxy_of_the_environment_is_asked(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody answers
+    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    assert fetched(settings, certificate, picture) == b"picture"
+
+
 def test_off_by_default(certificate: Path) -> None:
     with pytest.raises(ApiError, match=r"fetch_urls\.enabled is off") as raised:
         fetched(FetchSettings(), certificate, picture)

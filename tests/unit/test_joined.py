@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -105,6 +106,37 @@ def test_those_that_wait_leave_when_the_call_returns() -> None:
         assert slow.calls == [("a", [0]), ("a", [1, 2])]
 
     asyncio.run(scenario())
+
+
+def test_a_key_that_nobody_asks_about_any_longer_is_forgotten() -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        slow.gate.set()
+        call = joined(slow)
+        await asyncio.gather(*(call(f"key {n}", [n]) for n in range(20)))
+        with pytest.raises(BadInput):
+            await call("bad", [-1])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not call._groups
+
+    asyncio.run(scenario())
+
+
+def test_a_call_is_nobodys_request() -> None:
+    mine: ContextVar[str] = ContextVar("mine", default="nobody")
+    seen = []
+
+    async def answer(key: str, items: Sequence[int]) -> list[int]:
+        seen.append(mine.get())
+        return list(items)
+
+    async def scenario() -> None:
+        mine.set("a caller")
+        assert await Joined(answer, part, 4)("a", [1]) == [1]
+
+    asyncio.run(scenario())
+    assert seen == ["nobody"]
 
 
 def test_no_worker_is_idle_while_something_waits() -> None:

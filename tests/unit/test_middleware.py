@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
@@ -79,3 +80,22 @@ def test_a_request_whose_caller_went_away_leaves_nothing_behind() -> None:
         assert kept[0]() is None
 
     asyncio.run(main())
+
+
+def test_one_request_too_many_is_told_when_to_come_back_and_health_is_answered() -> None:
+    asked: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await JSONResponse({})(scope, receive, send)
+
+    limits = LimitSettings(max_inflight_requests=1, retry_after_s=7)
+    admissions = Admissions(limits)
+    client = TestClient(RequestContext(app, limits, admissions))
+    assert client.get("/v1/models").status_code == 200
+    with admissions.requests.admit(1):
+        refused = client.get("/v1/models")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+        assert client.get("/health/ready").status_code == 200
+    assert client.get("/v1/models").status_code == 200
+    assert asked == ["/v1/models", "/health/ready", "/v1/models"]

@@ -1,5 +1,6 @@
 """What a caller sees of one collection."""
 
+import threading
 from typing import Any
 from unittest.mock import Mock
 
@@ -372,3 +373,41 @@ def test_a_failure_after_a_commit_leaves_what_was_committed(
     assert ids(points.search([[0, 0]], 20)[0]) == [str(x) for x in range(11, 20)]
     points.upsert([Item("new", [0, 0])])
     assert points.info().count == 10
+
+
+def test_of_two_first_writes_by_different_models_one_is_refused(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=2, model="clip"))
+    monkeypatch.setattr(
+        CollectionSpec, "check_fingerprint", after_both_asked(CollectionSpec.check_fingerprint)
+    )
+    outcomes: list[object] = []
+
+    def write(fingerprint: str) -> None:
+        try:
+            outcomes.append(collection.upsert([Item(fingerprint, [1, 2])], fingerprint))
+        except ModelMismatch as error:
+            outcomes.append(error)
+
+    writers = [threading.Thread(target=write, args=(fingerprint,)) for fingerprint in ("a" * 64, "b" * 64)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert sorted(type(outcome) is ModelMismatch for outcome in outcomes) == [False, True]
+    assert collection.info().count == 1
+
+
+def after_both_asked(check: Any) -> Any:
+    """Both are at the first look at the fingerprint, before either writes."""
+    both = threading.Barrier(2)
+    looks = threading.local()
+
+    def checked(spec: CollectionSpec, fingerprint: str | None) -> None:
+        check(spec, fingerprint)
+        if not hasattr(looks, "before"):
+            looks.before = True
+            both.wait(60)
+
+    return checked
