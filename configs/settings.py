@@ -307,7 +307,9 @@ class LimitSettings(Frozen):
         default=256 * MiB, description="of bodies, and of images fetched for them"
     )
     max_search_results: Positive = Field(default=100_000, description="queries times limit of one search")
-    max_answer_bytes: Positive = Field(default=64 * MiB, description="of a search's results, about")
+    max_answer_bytes: Positive = Field(
+        default=64 * MiB, description="about, of a search's results, or labels with scores"
+    )
     max_page: Positive = Field(default=1000, description="items on one page")
     max_json_depth: Positive = Field(default=64, description="nesting of metadata and filters")
     request_timeout_s: Seconds = 60

@@ -76,7 +76,7 @@ class ImageInput(Strict):
 def _is_input(value: Any) -> Any:
     if isinstance(value, int | float | list):
         raise PydanticCustomError(
-            "input", 'an input is a string, {{"text": …}} or {{"image": …}}; token ids are not taken'
+            "input", 'an input is a string, {"text": …} or {"image": …}; token ids are not taken'
         )
     return value
 

@@ -46,6 +46,7 @@ _JPEG_SCAN: Final = 0xDA
 _JPEG_END: Final = 0xD9
 MAX_REPEATS: Final = 64
 """Of what a file has once: Pillow puts the Exif of all segments together, and unpacks each colour profile."""
+_ONCE: Final = {"image/jpeg": b"Exif\0\0", "image/png": b"iCCP"}
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
 _TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
@@ -172,10 +173,9 @@ def _check_parts(data: bytes, kind: str) -> None:
     """Raises BadInput for a few bytes that stand for minutes of decoding, which no pixel limit sees."""
     if kind == "image/jpeg" and (found := _jpeg_scans(data)) > MAX_SCANS:
         raise BadInput(f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted")
-    for once in (b"Exif\0\0", b"iCCP"):
-        if (found := data.count(once)) > MAX_REPEATS:
-            name = once.decode().strip("\0")
-            raise BadInput(f"the image has {found} parts called {name}; at most {MAX_REPEATS} are accepted")
+    if (once := _ONCE.get(kind)) and (found := data.count(once)) > MAX_REPEATS:
+        name = once.decode().strip("\0")
+        raise BadInput(f"the image has {found} parts called {name}; at most {MAX_REPEATS} are accepted")
     if kind == "image/tiff" and (found := _tiff_parts(data)) > MAX_PARTS:
         raise BadInput(f"the TIFF image has {found} strips or tiles; at most {MAX_PARTS} are accepted")
 
