@@ -334,10 +334,27 @@ class Store:
                 yield Writer(self._writer)
                 self._writer.execute("UPDATE state SET version = version + 1")
                 self._writer.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._writer.in_transaction:  # SQLite has rolled back by itself when the disk is full
                     self._writer.execute("ROLLBACK")
+                if getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR"):
+                    self._forget()
                 raise
+
+    def _forget(self) -> None:
+        """Write over what a commit that failed at its flush left in the log.
+
+        All of it may be there: until another write it would be taken for committed after a crash.
+        """
+        with suppress(sqlite3.DatabaseError):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                for change in (1, -1):  # a row that stays as it is would not be written
+                    self._writer.execute("UPDATE state SET version = version + ?", (change,))
+                self._writer.execute("COMMIT")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
 
     def limit_wal(self) -> None:
         """Have the next write start the write-ahead log anew, if it has grown large.

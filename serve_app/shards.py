@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -196,14 +197,17 @@ class Shards:
         return manifest
 
     async def get(self, name: str, id: str, include: Sequence[Any]) -> Record:
-        record: Record = await self._shards[shard_of(id, len(self._shards))].ask("get", name, id, include)
+        shard = self._shards[shard_of(id, len(self._shards))]
+        async with self._known(name):
+            record: Record = await shard.ask("get", name, id, include)
         return record
 
     async def missing(self, name: str, ids: Sequence[str]) -> list[str]:
         """Those of the ids that no item has, in their order."""
         owned = self._by_owner(ids) or {0: []}
         parts = {i: (name, [ids[place] for place in places]) for i, places in owned.items()}
-        lacking = {id for part in await self._scatter.some("missing", parts) for id in part}
+        async with self._known(name):
+            lacking = {id for part in await self._scatter.some("missing", parts) for id in part}
         return [id for id in ids if id in lacking]
 
     async def keeps_thumbnails(self, name: str) -> bool:
@@ -221,7 +225,8 @@ class Shards:
         for shard in range(number, count):
             room = limit - len(records)
             # Of a full page all that is left to know is whether there is more.
-            page: Page = await self._shards[shard].ask("page", name, max(1, room), after)
+            async with self._known(name):
+                page: Page = await self._shards[shard].ask("page", name, max(1, room), after)
             if room == 0 and page.records:
                 return Page(records, shard)
             records += page.records
@@ -265,7 +270,18 @@ class Shards:
 
     async def _specs(self, name: str, shards: Iterable[int]) -> list[CollectionSpec]:
         """What the collection is on each of these shards, all of which are there when this returns."""
-        return await self._scatter.some("spec", dict.fromkeys(shards, (name,)))
+        async with self._known(name):
+            return await self._scatter.some("spec", dict.fromkeys(shards, (name,)))
+
+    @asynccontextmanager
+    async def _known(self, name: str) -> AsyncIterator[None]:
+        """Not found becomes IndexUnavailable where only some shards do not know the collection."""
+        try:
+            yield
+        except CollectionNotFound:
+            if not self._only:
+                await self._scatter.all("spec", name)
+            raise
 
     async def _vectors(self, name: str, queries: Sequence[Vectors | str]) -> list[Vectors]:
         """Each query's vector; for an item's id from the shard that owns it."""

@@ -204,6 +204,18 @@ def test_a_collection_one_shard_lost_is_told_and_can_be_made_again_or_dropped(cl
             await shards.info("a")
         infos, unavailable = await shards.list_all()
         assert (infos, list(unavailable)) == ([], ["a"])
+        lost = OWNED[1][0]
+        for call in (
+            shards.get("a", lost, ("metadata",)),
+            shards.missing("a", [lost]),
+            shards.delete("a", [lost]),
+            shards.upsert("a", [Item(lost, [1, 2])], None),
+            shards.page("a", 100, None),
+        ):
+            with pytest.raises(IndexUnavailable, match="index-1 lost this collection"):
+                await call
+        with pytest.raises(CollectionNotFound):
+            await shards.get("b", lost, ("metadata",))
         assert (await search(shards, partial=True)).missing == ("index-1",)
         info = await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
         assert info.count == 30 - len(OWNED[1])

@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -97,6 +98,43 @@ def test_a_failed_block_leaves_nothing(store: Store) -> None:
         assert writer.version == 0
         assert not writer.find("1.0", ALL)
         assert len(writer.rowids()) == 0
+
+
+class FailingFlush:
+    """A connection whose next commit fails as SQLite's does where the disk does not take its flush."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.statements: list[str] = []
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        self.statements.append(statement)
+        if statement == "COMMIT" and self.statements.count("COMMIT") == 1:
+            self.connection.execute("ROLLBACK")
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+            raise error
+        return self.connection.execute(statement, *parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+
+def test_a_commit_that_failed_at_its_flush_is_written_over(store: Store) -> None:
+    """Else it would be there after a crash, for all of it may be in the log."""
+    with store.transaction() as writer:
+        writer.put([row("a")])
+    flushed = FailingFlush(store._writer)
+    store._writer = cast(sqlite3.Connection, flushed)
+    log = store.directory / f"{FILE_NAME}-wal"
+    before = log.read_bytes()
+    with pytest.raises(IndexUnavailable, match="disk I/O error"), store.transaction() as writer:
+        writer.remove(["a"])
+    assert flushed.statements.count("COMMIT") == 2
+    assert log.read_bytes() != before
+    with store.snapshot() as reader:
+        assert reader.version == 1
+        assert reader.find("a", ALL)
 
 
 def test_the_log_stays_bounded_while_somebody_always_reads(
