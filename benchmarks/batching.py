@@ -103,7 +103,7 @@ class OnServeBatch(FakeModel):
 VARIANTS: dict[str, tuple[type[FakeModel], tuple[float, ...]]] = {
     "BatchQueue": (OnBatchQueue, ()),
     # 0.01 s is its default. Which wait is the best depends on the load: below the time of a forward, 63 ms at
-    # this one, it falls behind or nearly so, above it everybody waits for nothing.
+    # this one, it falls behind or nearly so, above it everybody waits longer than needed.
     **{f"@serve.batch, wait {wait} s": (OnServeBatch, (wait,)) for wait in (0.01, 0.05, 0.07, 0.1)},
 }
 

@@ -25,7 +25,8 @@ ADD_ROWS: Final = 8192
 """Rows added between two looks at whether to stop."""
 KMEANS_TURNS: Final = 10
 BEYOND_CODES: Final = 0.001
-"""The share of a dimension's numbers, at each end, that SQ8's codes do not tell apart."""
+"""Tried where too little is found with codes from the least number to the greatest, of which one long vector
+leaves all others the same few. But under dot, or of sparse vectors, it is the long ones that count."""
 ROWS_PER_CENTROID: Final = 40  # FAISS warns below 39
 PQ_ROWS: Final = 20_000  # for 256 centroids; FAISS warns below half as many
 
@@ -60,8 +61,18 @@ class AnnKind:
             return faiss.SearchParametersIVF(nprobe=effort, sel=selector)  # type: ignore[call-arg]
         return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
 
-    def build(self, vectors: Vectors, metric: Metric, threads: int, stop: Stop) -> faiss.Index:
-        """A trained index of all rows. Raises Stopped soon after `stop` says so (not while training)."""
+    @property
+    def coded(self) -> bool:
+        """Whether it keeps each number as one of 256 codes between two bounds."""
+        return "SQ8" in self.factory(LEAST_ROWS, 8)
+
+    def build(
+        self, vectors: Vectors, metric: Metric, threads: int, stop: Stop, beyond: float = 0.0
+    ) -> faiss.Index:
+        """A trained index of all rows. Raises Stopped soon after `stop` says so (not while training).
+
+        Where it is `coded`, the codes leave out the share `beyond` of a dimension's numbers at each end.
+        """
         rows, dimensions = vectors.shape
         faiss.omp_set_num_threads(threads)
         index = faiss.index_factory(dimensions, self.factory(rows, dimensions), FAISS_METRIC[metric])
@@ -73,10 +84,9 @@ class AnnKind:
         if isinstance(kind, faiss.IndexIVFPQ):
             kind.pq.cp.niter = KMEANS_TURNS
         coded = faiss.downcast_index(kind.storage) if isinstance(kind, faiss.IndexHNSW) else kind
-        if isinstance(coded, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
-            # Between the least and the most, one long vector would leave all others the same few codes.
+        if beyond and isinstance(coded, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
             coded.sq.rangestat = faiss.ScalarQuantizer.RS_quantiles
-            coded.sq.rangestat_arg = BEYOND_CODES
+            coded.sq.rangestat_arg = beyond
         if not index.is_trained:
             index.train(_sample(vectors, max(PQ_ROWS, ROWS_PER_CENTROID * _lists(rows))))
         for start in range(0, rows, ADD_ROWS):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from index.view import View
 QUERIES: Final = 256  # one standard error of a recall of 0.95: about half a point
 NEIGHBOURS: Final = 10
 EXACT_TIMED: Final = 20  # an exact search of a million vectors takes a tenth of a second
+LEAST_RECALL: Final = 0.5
 TOLERANCE: Final = 1e-5
 """Relative difference of scores that float32 rounding makes."""
 
@@ -82,7 +83,8 @@ def evaluate(
     if len(queries) > EXACT_TIMED:
         true = np.concatenate([true, view.search(queries[EXACT_TIMED:], k, exact=True)[0]])
     largest = view.largest
-    kind = largest.kind if largest else None
+    used = largest is not None and not (largest.tuning and largest.tuning.useless)
+    kind = largest.kind if largest and used else None
 
     def at(efforts: dict[str, int], effort: int | None) -> Setting:
         latency, found = _timed(lambda query: view.search(query, k, efforts=efforts)[0], queries)
@@ -118,8 +120,8 @@ def tuned(segment: Segment, target: float) -> Tuning:
         found, _ = view.search(queries, NEIGHBOURS, None, exact=False, effort=effort)
         reached = Tuning(effort, recall(found, true))
         if reached.recall >= target:
-            break
-    return reached
+            return reached
+    return replace(reached, useless=reached.recall < LEAST_RECALL)
 
 
 def off_graph(

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from index.snapshots import sync_directory
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-RESTORED = ".restored"
+SIBLINGS_TIMEOUT_S = 60  # they hold it while a directory is renamed
+RESTORED = "restored.json"
 """In a shard's directory: the ids of the snapshots it was filled from, by collection."""
 
 
@@ -44,8 +46,6 @@ def restore(
                 f"the snapshot of {manifest.collection!r} at {source} is of {len(manifest.parts)} shards "
                 f"and this index has {shards}: set index.shards={len(manifest.parts)}"
             )
-    ids = {manifest.collection: manifest.id for manifest in found}
-    _check_siblings(root, shards, ids)
     unfinished = root.with_name(f".restoring-{root.name}")
     with file_errors(f"{source} could not be restored"):
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -53,15 +53,20 @@ def restore(
             if _is_used(root):  # by another process that held the lock
                 return None
             for leftover in unfinished.iterdir():
-                if leftover.name != LOCK_NAME:
+                if leftover.is_dir():
                     shutil.rmtree(leftover)
+                elif leftover.name != LOCK_NAME:
+                    leftover.unlink()
             filesystem = source.open()
             for manifest in found:
                 _download(filesystem, manifest, shard, unfinished / manifest.collection)
-            (unfinished / RESTORED).write_text(json.dumps(ids), encoding="utf-8")
-            sync_directory(unfinished)
-            unfinished.rename(root)
-            sync_directory(root.parent)
+            with _siblings_agree(
+                root, shards, {manifest.collection: manifest.id for manifest in found}
+            ) as ids:
+                (unfinished / RESTORED).write_text(json.dumps(ids), encoding="utf-8")
+                sync_directory(unfinished)
+                unfinished.rename(root)
+                sync_directory(root.parent)
     return [manifest.collection for manifest in found]
 
 
@@ -108,18 +113,24 @@ def manifests(source: Location) -> list[Manifest]:
         return whole
 
 
-def _check_siblings(root: Path, shards: int, ids: Mapping[str, str]) -> None:
-    """Raises BadSnapshot if another shard here was filled from snapshots of another time."""
-    for shard in range(shards):
-        record = root.with_name(shard_name(shard, shards)) / RESTORED
-        if shards == 1 or not record.is_file():
-            continue
-        with file_errors(f"{record} cannot be read"):
-            if json.loads(record.read_text(encoding="utf-8")) != ids:
+@contextmanager
+def _siblings_agree(root: Path, shards: int, ids: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """While the block runs no other shard here becomes filled, and those that are come from these snapshots.
+
+    Raises BadSnapshot where one was filled from others.
+    """
+    if shards == 1:
+        yield ids
+        return
+    with locked(root.with_name(f".{RESTORED}"), SIBLINGS_TIMEOUT_S):
+        for shard in range(shards):
+            record = root.with_name(shard_name(shard, shards)) / RESTORED
+            if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != ids:
                 raise BadSnapshot(
                     f"{record.parent.name} was filled from other snapshots than {root.name} would be: fill "
                     f"all from the same in a new data directory, or delete {record} to mix them"
                 )
+        yield ids
 
 
 def _is_used(root: Path) -> bool:

@@ -19,20 +19,16 @@ EXACT_SHARE = 20
 """A search that wants more than one row in so many is exact: it is no slower then."""
 
 
-LEAST_RECALL = 0.5
-"""An index that finds less of what is nearest, at any effort, is not used."""
-
-
 @dataclass(frozen=True)
 class Tuning:
-    """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows."""
+    """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows.
+
+    An index that finds too little at any effort is `useless`, and not used.
+    """
 
     effort: int
     recall: float
-
-    @property
-    def useless(self) -> bool:
-        return self.recall < LEAST_RECALL
+    useless: bool = False
 
 
 @dataclass(frozen=True, eq=False)

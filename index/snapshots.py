@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, Self
 import faiss
 import numpy as np
 
-from index.ann import KINDS, AnnKind, Stop
+from index.ann import BEYOND_CODES, KINDS, AnnKind, Stop
 from index.evaluate import tuned
 from index.items import Rowids, Vectors
 from index.segment import Segment, Tuning
@@ -33,6 +33,22 @@ logger = logging.getLogger(__name__)
 
 class Damaged(Exception):  # noqa: N818
     """A snapshot that cannot be used, and why. It is rebuilt from the database, which has everything."""
+
+
+def _indexed(segment: Segment, kind: AnnKind, threads: int, target_recall: float, stop: Stop) -> Segment:
+    """The segment with an index of this kind; with other codes, if too little was found with the first."""
+    best: Segment | None = None
+    found = 0.0
+    for beyond in (0.0, BEYOND_CODES) if kind.coded else (0.0,):
+        index = kind.build(segment.vectors, segment.metric, threads, stop, beyond)
+        built = replace(segment, kind=kind, index=index)
+        tuning = tuned(built, target_recall)
+        if best is None or tuning.recall > found:
+            best, found = replace(built, tuning=tuning), tuning.recall
+        if found >= target_recall:
+            break
+    assert best
+    return best
 
 
 class _Writer:
@@ -144,26 +160,15 @@ class Snapshots:
             np.lib.format.write_array(file, rowids.astype("<i8"))
             files[ROWIDS] = file.finish()
         mapped = np.load(directory / VECTORS, mmap_mode="r")
-        index, tuning = None, None
+        segment = Segment(number, rowids, mapped, self._spec.metric, self._threads)
         if kind:
-            index = kind.build(mapped, self._spec.metric, threads, stop)
+            segment = _indexed(segment, kind, threads, target_recall, stop)
+            assert segment.index
             with _Writer(directory / INDEX) as file:
                 target = faiss.PyCallbackIOWriter(file.write, BYTES_AT_ONCE)  # type: ignore[attr-defined]
-                faiss.write_index(index, target)
+                faiss.write_index(segment.index, target)
                 files[INDEX] = file.finish()
-        segment = Segment(
-            number,
-            rowids,
-            mapped,
-            self._spec.metric,
-            self._threads,
-            kind,
-            index,
-            index_bytes=files[INDEX]["bytes"] if kind else 0,
-        )
-        if kind:
-            tuning = tuned(segment, target_recall)
-            segment = replace(segment, tuning=tuning)
+            segment = replace(segment, index_bytes=files[INDEX]["bytes"])
         manifest = {
             "format": FORMAT,
             "collection": self._identity,
@@ -173,7 +178,7 @@ class Snapshots:
             "rows": len(rowids),
             "first_row": segment.first,
             "last_row": segment.last,
-            "tuning": tuning and asdict(tuning),
+            "tuning": segment.tuning and asdict(segment.tuning),
             "files": files,
         }
         return segment, manifest

@@ -61,7 +61,7 @@ def key_digests(settings: AuthSettings) -> tuple[bytes, ...]:
     Raises:
         SettingsError: the variable is set, or a file configured, that holds no key or cannot be read.
     """
-    return tuple(key_digest(os.fsencode(key)) for key in _keys(settings))
+    return tuple(key_digest(key.encode("utf-8", "surrogateescape")) for key in _keys(settings))
 
 
 def _keys(settings: AuthSettings) -> list[str]:

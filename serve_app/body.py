@@ -23,7 +23,7 @@ PARSED_AT_ONCE = 1024 * 1024
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
-CHARSETS = (b"utf-8", b"us-ascii", b"iso-8859-1")
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1")
 RAW_IMAGE = ("application/x-image", "application/octet-stream")
 
 

@@ -41,6 +41,7 @@ class Admission:
 
 
 POLL_S: Final = 0.1
+AHEAD_BYTES: Final = 2 * 1024 * 1024  # most batches of a stream; they end at 8
 FEW_BYTES: Final = 256 * 1024  # most texts, searches and photos; all that max_inflight_requests of them hold
 
 
@@ -62,7 +63,7 @@ class Memory:
     @contextmanager
     def holding(self) -> Iterator[None]:
         """What `hold` counts while the block runs is held until its end."""
-        mine = _Held(self)
+        mine = _Held(self, _HELD.get())
         token = _HELD.set(mine)
         try:
             yield
@@ -83,7 +84,7 @@ class Memory:
 
     def has_room(self, mine: "_Held", size: int) -> bool:
         """Also for one that is alone, however much it holds."""
-        return self.held + size <= self.limit or mine.bytes + size <= FEW_BYTES or self.held == mine.bytes
+        return self.held + size <= self.limit or mine.bytes + size <= FEW_BYTES or self.held == mine.in_all
 
     def add(self, mine: "_Held", size: int) -> None:
         self.held += size
@@ -93,7 +94,13 @@ class Memory:
 @dataclass(eq=False)
 class _Held:
     memory: Memory
+    around: "_Held | None"  # what the same request held before
     bytes: int = 0
+    spare: int = 0  # of these, not there yet
+
+    @property
+    def in_all(self) -> int:
+        return self.bytes + (self.around.in_all if self.around else 0)
 
 
 _HELD: ContextVar[_Held | None] = ContextVar("held", default=None)
@@ -111,11 +118,20 @@ def hold(size: int) -> None:
 
 
 async def hold_in_turn(size: int) -> None:
-    """Like `hold`, but waits until there is room, for what is bounded otherwise and can be read later."""
-    if (mine := _HELD.get()) is not None:
-        while not mine.memory.has_room(mine, size):  # noqa: ASYNC110 — many may have made room at once
+    """Like `hold`, for what is bounded otherwise and can be read later: waits before the first of it.
+
+    With something in hand nobody waits, or many would for each other: the first of it makes sure of
+    AHEAD_BYTES, and what is more is let in.
+    """
+    if (mine := _HELD.get()) is None:
+        return
+    if not mine.bytes:
+        while not mine.memory.has_room(mine, AHEAD_BYTES):  # noqa: ASYNC110 — many may have made room at once
             await asyncio.sleep(POLL_S)
-        mine.memory.add(mine, size)
+        mine.memory.add(mine, AHEAD_BYTES)
+        mine.spare = AHEAD_BYTES
+    mine.memory.add(mine, max(0, size - mine.spare))
+    mine.spare = max(0, mine.spare - size)
 
 
 class Admissions:

@@ -37,9 +37,7 @@ LEAST_QUERIES = 8
 """Sent while others are searched for, because together they take less: 16 clients got 2 570 answers a second
 from 2 000 items instead of 2 100 with 1, and 675 from 30 000 instead of 365 with two calls at work."""
 JOINED_LIMIT = 100
-JOINED_RESULTS = 1000
-"""A search that wants more results, for a query or for all, or vectors, is a call of its own, whose answer is
-bounded: it may be large."""
+"""A search that wants more results is a call of its own, and so is one whose answer may be too large."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +243,11 @@ class Shards:
         """
         filter = None if wanted.filter is None else orjson.dumps(wanted.filter)
         kind = _Kind(name, replace(wanted, filter=None), filter, partial)
-        few = wanted.limit <= JOINED_LIMIT and len(queries) * wanted.limit <= JOINED_RESULTS
-        if few and len(queries) <= JOINED_QUERIES and "vector" not in wanted.include:
+        most = self._max_metadata_bytes if "metadata" in wanted.include else 0
+        small = (
+            len(queries) * wanted.limit * most <= self._max_answer_bytes and "vector" not in wanted.include
+        )
+        if small and len(queries) <= JOINED_QUERIES and wanted.limit <= JOINED_LIMIT:
             return await self._joined(kind, queries)
         bounded = replace(kind.wanted, max_bytes=self._max_answer_bytes)
         return await self._search(kind._replace(wanted=bounded), queries)

@@ -92,6 +92,8 @@ def _convert_into(target: Path, networks: Networks, stored: Stored, calibration:
             unused = time.time() - other.stat().st_mtime > _UNUSED_S
             if other.name.startswith(_UNFINISHED) or unused or other == target:
                 shutil.rmtree(other, ignore_errors=True)
+        if target.exists():  # another user's
+            raise PermissionError(f"{target} is not whole and cannot be removed")
         scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=shelf))
         try:
             isolated.call(_convert_all, networks, stored, calibration, scratch)

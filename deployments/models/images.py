@@ -46,7 +46,7 @@ _JPEG_SCAN: Final = 0xDA
 _JPEG_END: Final = 0xD9
 MAX_REPEATS: Final = 64
 """Of what a file has once: Pillow puts the Exif of all segments together, and unpacks each colour profile."""
-_ONCE: Final = {"image/jpeg": b"Exif\0\0", "image/png": b"iCCP"}
+_EXIF: Final = b"Exif\0\0"
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
 _TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
@@ -54,9 +54,10 @@ _SAMPLE_FORMAT: Final = 339
 _BITS: Final = 258
 _PHOTOMETRIC: Final = 262
 _MIN_IS_WHITE: Final = 0
+_SAMPLES: Final = 277
 _PLANES: Final = 284
 _SEPARATE: Final = 2
-_RESAVE: Final = "save it as PNG, or as a TIFF that is neither"
+_RESAVE: Final = "save it as PNG"
 _TILE_WIDTH: Final = 322
 _TILE_LENGTH: Final = 323
 _BIG_TIFF: Final = 43
@@ -73,8 +74,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions o
 _TALLEST_ASPECT: Final = 8
 
 # The plugins are called directly, not through `Image.open`: nothing but these six formats can be reached.
-# Pillow's process-wide pixel limit, which some of them look at, is not to take part beside our own.
-Image.MAX_IMAGE_PIXELS = None
+# Those that look at Pillow's own limit of pixels (GIF, WebP, TIFF) do so where ours comes too late: a GIF of
+# 43 bytes fills its canvas before its size can be asked.
 _OPENERS: Final[dict[str, Callable[[BytesIO, str], ImageFile]]] = {
     "image/jpeg": JpegImagePlugin.JpegImageFile,
     "image/png": PngImagePlugin.PngImageFile,
@@ -137,6 +138,8 @@ def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tup
     _check_parts(data, kind)
     try:
         image = _OPENERS[kind](BytesIO(data), "")
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"the {name} image has too many pixels ({error})") from None
     except Exception as error:  # Pillow's parsers raise whatever the broken bytes lead them to
         raise BadInput(f"the {name} image's header cannot be read ({_reason(error)}); {ACCEPTED}") from error
     width, height = image.size
@@ -173,9 +176,10 @@ def _check_parts(data: bytes, kind: str) -> None:
     """Raises BadInput for a few bytes that stand for minutes of decoding, which no pixel limit sees."""
     if kind == "image/jpeg" and (found := _jpeg_scans(data)) > MAX_SCANS:
         raise BadInput(f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted")
-    if (once := _ONCE.get(kind)) and (found := data.count(once)) > MAX_REPEATS:
-        name = once.decode().strip("\0")
-        raise BadInput(f"the image has {found} parts called {name}; at most {MAX_REPEATS} are accepted")
+    if kind == "image/jpeg" and data.count(_EXIF) > MAX_REPEATS and _jpeg_exifs(data) > MAX_REPEATS:
+        raise BadInput(f"the JPEG image has more than {MAX_REPEATS} Exif segments; one is usual")
+    if kind == "image/png" and (found := data.count(b"iCCP")) > MAX_REPEATS:
+        raise BadInput(f"the PNG image has {found} colour profiles; one is usual")
     if kind == "image/tiff" and (found := _tiff_parts(data)) > MAX_PARTS:
         raise BadInput(f"the TIFF image has {found} strips or tiles; at most {MAX_PARTS} are accepted")
 
@@ -192,6 +196,18 @@ def _jpeg_scans(data: bytes) -> int:
         scans += which == _JPEG_SCAN
         place += int.from_bytes(data[place : place + 2])
     return scans
+
+
+def _jpeg_exifs(data: bytes) -> int:
+    """The Exif segments before the picture; counts to one more than is accepted."""
+    place, exifs = 2, 0
+    while exifs <= MAX_REPEATS and (marker := _JPEG_MARKER.search(data, place)):
+        place = marker.end()
+        if data[place - 1] == _JPEG_SCAN:
+            break
+        exifs += data[place + 2 : place + 2 + len(_EXIF)] == _EXIF
+        place += int.from_bytes(data[place : place + 2])
+    return exifs
 
 
 def _tiff_parts(data: bytes) -> int:
@@ -221,7 +237,7 @@ def _check_decoder(image: ImageFile, max_pixels: int) -> None:
         bits, packed = image.tag_v2.get(_BITS, (1,)), image.info.get("compression", "raw") != "raw"
         if image.mode in ("I", "F") and packed and image.tag_v2.prefix == b"MM":
             raise BadInput(f"a compressed big-endian TIFF image of such numbers is not read; {_RESAVE}")
-        if max(bits) > 8 and len(bits) > 1 and image.tag_v2.get(_PLANES) == _SEPARATE:
+        if max(bits) > 8 and image.tag_v2.get(_SAMPLES, 1) > 1 and image.tag_v2.get(_PLANES) == _SEPARATE:
             raise BadInput(f"a TIFF image of more than 8 bits in separate planes is not read; {_RESAVE}")
     tiles: Any = image.tile
     if tiles and tiles[0][0] == "bmp_rle" and image.width * image.height > MAX_RLE_PIXELS:

@@ -75,8 +75,10 @@ async def upsert_array(
     info = await gateway.index.info(name)
     stream = _Stream(request, "row")
     array = ArrayBody(stream.chunks)
+    with gateway.admissions.memory.holding():
+        async with stream.step():
+            _, columns = await array.header()
     async with stream.step():
-        _, columns = await array.header()
         if columns != info.dimensions:
             message = f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
             raise ApiError(422, "invalid_array", message)

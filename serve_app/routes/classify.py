@@ -136,7 +136,7 @@ async def _zero_shot(request: Request, asked: Asked, timing: Timing) -> Result:
 def _check_answer(asked: Asked, labels: list[str], limits: LimitSettings) -> None:
     """Raises 413: each input comes back with each of the labels, or `top_k` of them, each group with all."""
     count = len(asked.contents)
-    longest = sorted((len(label) + LABEL_BYTES for label in labels), reverse=True)
+    longest = sorted((len(label.encode()) + LABEL_BYTES for label in labels), reverse=True)
     size = count * sum(longest[: asked.request.top_k]) + len(set(asked.groups)) * sum(longest)
     if size > limits.max_answer_bytes:
         message = (

@@ -5,6 +5,7 @@ import datetime
 import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from pathlib import Path
 from typing import TypeVar
 
@@ -265,7 +266,7 @@ def test_one_request_fetches_few_at_once_and_what_it_holds_is_bounded(certificat
             with memory.holding():
                 assert await reader.read([image] * 20) == [b"x" * size] * 20
                 assert (most, memory.held) == (FETCHES, 20 * size)
-                other = asyncio.create_task(held_apart(memory, reader, [image]))
+                other = asyncio.create_task(held_apart(memory, reader, [image]), context=Context())
                 with pytest.raises(Overloaded, match="bytes and may hold 6000001"):
                     await other
             assert memory.held == 0

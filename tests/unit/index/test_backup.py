@@ -150,7 +150,24 @@ def test_shards_are_not_filled_from_snapshots_of_two_times(
     assert restore(monday, new / "shard-0-of-2", 0, 2) == ["filled"]
     with pytest.raises(BadSnapshot, match="shard-0-of-2 was filled from other snapshots than shard-1-of-2"):
         restore(tuesday, new / "shard-1-of-2", 1, 2)
+    assert not (new / "shard-1-of-2").exists()
     assert restore(monday, new / "shard-1-of-2", 1, 2) == ["filled"]
+
+
+def test_a_restore_that_stopped_at_its_last_step_is_done_again(
+    catalog: Catalog, filled: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Location(str(tmp_path / "place"))
+    snapshot(catalog, "filled", place)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        restore(place, tmp_path / "new", 0, 1)
+    monkeypatch.undo()
+    assert restore(place, tmp_path / "new", 0, 1) == ["filled"]
 
 
 def test_a_restore_of_all_shards_that_fails_leaves_none_filled(

@@ -1,6 +1,7 @@
 """Writes that wait for one another share a commit, and nothing else."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +64,10 @@ def together(commits: GroupCommit, store: Counted, ids: list[str]) -> list[Any]:
     assert store.begun.wait(60)
     for thread in threads[1:]:
         thread.start()
+    deadline = time.monotonic() + 60
     while len(commits._waiting) < len(ids):
-        pass
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     store.go.set()
     for thread in threads:
         thread.join(60)

@@ -88,6 +88,19 @@ def test_one_long_vector_does_not_spoil_the_others(catalog: Catalog, kind: Kind)
     assert recall(scores(collection, queries, False), scores(collection, queries, True)) >= 0.92
 
 
+@pytest.mark.parametrize("kind", ["sq8", "hnsw"])
+def test_long_vectors_that_are_what_is_looked_for_are_found(catalog: Catalog, kind: Kind) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric="dot"))
+    vectors = clustered(COUNT, seed=1)
+    vectors[:20] *= 20
+    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(COUNT)])
+    while collection.maintain():
+        pass
+    queries = clustered(100, seed=2)
+    assert collection.info().problem is None
+    assert recall(scores(collection, queries, False), scores(collection, queries, True)) >= 0.92
+
+
 def test_an_index_that_finds_next_to_nothing_is_not_used_and_says_so(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,15 +103,15 @@ def test_a_conversion_cut_short_leaves_nothing_that_would_be_loaded(tmp_path: Pa
 
 @pytest.mark.parametrize("damaged", ["facts.json", "sizes.json", "sums.bin", "sums.xml"])
 def test_what_lost_a_file_or_a_part_of_one_is_converted_again(tmp_path: Path, damaged: str) -> None:
-    def convert() -> dict[str, bytes]:
+    def convert() -> dict[str, int]:
         with conversion.converted(networks(tmp_path), "fp32", tmp_path) as directory:
-            return {file.name: file.read_bytes() for file in directory.iterdir()}
+            return {file.name: file.stat().st_size for file in directory.iterdir()}
 
     whole = convert()
     for damage in (Path.unlink, lambda file: os.truncate(file, 3)):
         (file,) = tmp_path.glob(f"engines/*/*/{damaged}")
         damage(file)
-        assert convert().keys() == whole.keys()
+        assert convert() == whole
 
 
 def test_a_cache_that_cannot_be_written_to_is_done_without(

@@ -1,5 +1,6 @@
 """decode: every format and mode, orientation, limits, damage, and equality with transformers."""
 
+import resource
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -372,11 +373,12 @@ def test_what_a_file_has_once_may_not_come_by_the_thousand() -> None:
     whole = jpeg("coffee")
     exif = b"\xff\xe1" + struct.pack(">H", 10) + b"Exif\0\0II"
     assert decode(whole[:2] + exif * 64 + whole[2:], SIZE, LIMIT).shape == (SIZE, SIZE, 3)
-    with pytest.raises(BadInput, match="65 parts called Exif; at most 64"):
+    decode(whole + (whole[:2] + exif + whole[2:]) * 65, SIZE, LIMIT)  # behind the picture, as of a burst
+    with pytest.raises(BadInput, match="more than 64 Exif segments"):
         decode(whole[:2] + exif * 65 + whole[2:], SIZE, LIMIT)
     png = encoded(photos()["coffee"], "PNG")
     profile = b"\0\0\0\x03iCCPk\0\0" + struct.pack(">I", zlib.crc32(b"iCCPk\0\0"))
-    with pytest.raises(BadInput, match="1000 parts called iCCP"):
+    with pytest.raises(BadInput, match="1000 colour profiles"):
         decode(png[:33] + profile * 1000 + png[33:], SIZE, LIMIT)
 
 
@@ -388,6 +390,19 @@ def test_a_tiff_of_very_many_strips_is_refused_before_it_is_parsed(big: bool) ->
     rows = encoded(tall, "TIFF", big_tiff=big, tiffinfo={278: 1}, compression="tiff_deflate", strip_size=1)
     with pytest.raises(BadInput, match="70000 strips or tiles; at most 65536"):
         decode(rows, SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("side", [30_000, 65_535])
+def test_a_gif_whose_canvas_is_filled_before_it_can_be_measured_is_refused(side: int) -> None:
+    screen = b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0)
+    disposed = b"\x21\xf9\x04" + bytes([2 << 2, 0, 0, 0, 0])
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\x00\x3b"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooLarge):
+        decode(screen + disposed + frame, SIZE, LIMIT)
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    )  # KiB; it would be 900 MiB or more
 
 
 def test_a_tile_larger_than_the_limit_is_refused() -> None:
