@@ -337,7 +337,8 @@ def _square(image: Image.Image, box: Box, original: tuple[int, int], size: int) 
     every length is rounded as transformers does it, whatever scale it was decoded at. Where only the centre
     is resized, which takes a third less time for a photo of 3:2, one value of a photo in a thousand to
     ten thousand, and of a small image that is enlarged at most one in a hundred, differs from that of the
-    whole image resized, by a level of 255, seldom two: Pillow keeps the box in float32.
+    whole image resized, by a level of 255, seldom two: Pillow keeps the box in float32. In a small
+    strip taller than 8:1 those of noise differ by four on average.
     """
     width, height = original
     short = min(width, height)
