@@ -205,10 +205,13 @@ class Catalog:
                 threads=_search_threads(self._settings),
                 max_metadata_bytes=self._limits.max_metadata_bytes,
             )
+        except IndexUnavailable as error:
+            self._unavailable[name] = error
+            raise
         except Exception as error:  # what is damaged is met with errors of every kind
-            self._unavailable[name] = unavailable = _unavailable(name, error)
-            if unavailable is error:
-                raise
+            reason = f"{type(error).__name__}: {error}"
+            unavailable = IndexUnavailable(f"collection {name!r} cannot be opened ({reason}): {DAMAGED}")
+            self._unavailable[name] = unavailable
             raise unavailable from error
         self._open[name] = collection
         return collection
@@ -220,13 +223,6 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _unavailable(name: str, error: Exception) -> IndexUnavailable:
-    if isinstance(error, IndexUnavailable):
-        return error
-    reason = f"{type(error).__name__}: {error}"
-    return IndexUnavailable(f"collection {name!r} cannot be opened ({reason}): {DAMAGED}")
 
 
 def _search_threads(settings: IndexSettings) -> int:

@@ -37,11 +37,8 @@ def problems(root: Path) -> Iterator[str]:
 def _collection_problems(directory: Path) -> Iterator[str]:
     try:
         store = Store(directory)
-    except IndexUnavailable as error:
-        yield error.message
-        return
     except Exception as error:
-        yield f"{type(error).__name__}: {error}; {DAMAGED}"
+        yield _told(error)
         return
     try:
         with store.snapshot() as reader:
@@ -54,12 +51,17 @@ def _collection_problems(directory: Path) -> Iterator[str]:
                 else:
                     yield f"snapshot {name}: {found}"
             yield from _rows(reader, segments)
-    except IndexUnavailable as error:
-        yield error.message
-    except Exception as error:  # what is damaged is met with errors of every kind
-        yield f"{type(error).__name__}: {error}; {DAMAGED}"
+    except Exception as error:
+        yield _told(error)
     finally:
         store.close(CLOSED)
+
+
+def _told(error: Exception) -> str:
+    """What is damaged is met with errors of every kind."""
+    if isinstance(error, IndexUnavailable):
+        return error.message
+    return f"{type(error).__name__}: {error}; {DAMAGED}"
 
 
 def _rows(reader: Reader, segments: Mapping[str, Segment]) -> Iterator[str]:

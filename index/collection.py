@@ -455,15 +455,14 @@ class Collection:
 
 def _uselessness(view: View) -> str | None:
     """Of indexes that find too little of what is nearest to be used."""
-    found = [s.segment for s in view.segments if s.segment.tuning and s.segment.tuning.useless]
+    useless = [part.segment for part in view.segments if part.segment.useless]
+    found = [(s.tuning.recall, s.kind.name) for s in useless if s.tuning and s.kind]
     if not found:
         return None
-    worst = min(found, key=lambda segment: segment.tuning.recall if segment.tuning else 1)
-    assert worst.kind
-    assert worst.tuning
+    recall, kind = min(found)
     return (
-        f"{worst.kind.name} finds {worst.tuning.recall:.0%} of the nearest of these vectors, however long it "
-        f"looks: {sum(len(segment.rowids) for segment in found)} items are compared one by one instead"
+        f"{kind} finds {recall:.0%} of the nearest of these vectors, however long it looks: "
+        f"{sum(len(segment.rowids) for segment in useless)} items are compared one by one instead"
     )
 
 

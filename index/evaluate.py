@@ -83,8 +83,7 @@ def evaluate(
     if len(queries) > EXACT_TIMED:
         true = np.concatenate([true, view.search(queries[EXACT_TIMED:], k, exact=True)[0]])
     largest = view.largest
-    used = largest is not None and not (largest.tuning and largest.tuning.useless)
-    kind = largest.kind if largest and used else None
+    kind = largest.kind if largest and not largest.useless else None
 
     def at(efforts: dict[str, int], effort: int | None) -> Setting:
         latency, found = _timed(lambda query: view.search(query, k, efforts=efforts)[0], queries)

@@ -60,9 +60,8 @@ def restore(
             filesystem = source.open()
             for manifest in found:
                 _download(filesystem, manifest, shard, unfinished / manifest.collection)
-            with _siblings_agree(
-                root, shards, {manifest.collection: manifest.id for manifest in found}
-            ) as ids:
+            ids = {manifest.collection: manifest.id for manifest in found}
+            with _siblings_agree(root, shards, ids):
                 (unfinished / RESTORED).write_text(json.dumps(ids), encoding="utf-8")
                 sync_directory(unfinished)
                 unfinished.rename(root)
@@ -114,13 +113,13 @@ def manifests(source: Location) -> list[Manifest]:
 
 
 @contextmanager
-def _siblings_agree(root: Path, shards: int, ids: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+def _siblings_agree(root: Path, shards: int, ids: Mapping[str, str]) -> Iterator[None]:
     """While the block runs no other shard here becomes filled, and those that are come from these snapshots.
 
     Raises BadSnapshot where one was filled from others.
     """
     if shards == 1:
-        yield ids
+        yield
         return
     with locked(root.with_name(f".{RESTORED}"), SIBLINGS_TIMEOUT_S):
         for shard in range(shards):
@@ -130,7 +129,7 @@ def _siblings_agree(root: Path, shards: int, ids: Mapping[str, str]) -> Iterator
                     f"{record.parent.name} was filled from other snapshots than {root.name} would be: fill "
                     f"all from the same in a new data directory, or delete {record} to mix them"
                 )
-        yield ids
+        yield
 
 
 def _is_used(root: Path) -> bool:

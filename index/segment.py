@@ -53,6 +53,11 @@ class Segment:
     def last(self) -> int:
         return int(self.rowids[-1])
 
+    @property
+    def useless(self) -> bool:
+        """Whether its index is not used."""
+        return self.tuning is not None and self.tuning.useless
+
 
 class SegmentView:
     """A segment and which of its rows are alive after one write; immutable."""
@@ -101,7 +106,7 @@ class SegmentView:
         limit = max(0, min(limit, survivors))
         if limit == 0 or len(queries) == 0:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
-        if segment.kind and not exact and not (segment.tuning and segment.tuning.useless):
+        if segment.kind and not exact and not segment.useless:
             effort = min(effort or (segment.tuning.effort if segment.tuning else 0), self.size)
             if self._approximates(segment.kind, survivors, limit, effort):
                 return self._approximate(segment.kind, queries, limit, positions, survivors, effort)

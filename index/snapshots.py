@@ -37,18 +37,15 @@ class Damaged(Exception):  # noqa: N818
 
 def _indexed(segment: Segment, kind: AnnKind, threads: int, target_recall: float, stop: Stop) -> Segment:
     """The segment with an index of this kind; with other codes, if too little was found with the first."""
-    best: Segment | None = None
-    found = 0.0
-    for beyond in (0.0, BEYOND_CODES) if kind.coded else (0.0,):
+
+    def made(beyond: float) -> tuple[Tuning, faiss.Index]:
         index = kind.build(segment.vectors, segment.metric, threads, stop, beyond)
-        built = replace(segment, kind=kind, index=index)
-        tuning = tuned(built, target_recall)
-        if best is None or tuning.recall > found:
-            best, found = replace(built, tuning=tuning), tuning.recall
-        if found >= target_recall:
-            break
-    assert best
-    return best
+        return tuned(replace(segment, kind=kind, index=index), target_recall), index
+
+    tuning, index = made(0.0)
+    if tuning.recall < target_recall and kind.coded:
+        tuning, index = max((tuning, index), made(BEYOND_CODES), key=lambda one: one[0].recall)
+    return replace(segment, kind=kind, index=index, tuning=tuning)
 
 
 class _Writer:

@@ -12,6 +12,10 @@ from deployments.errors import BadInput, Overloaded
 from deployments.models.characters import check_characters
 from serve_app.errors import ApiError
 
+POLL_S: Final = 0.1
+AHEAD_BYTES: Final = 2 * 1024 * 1024  # most batches of a stream; they end at 8
+FEW_BYTES: Final = 256 * 1024  # most texts, searches and photos; all that max_inflight_requests of them hold
+
 
 class Admission:
     """Counts what is being worked on; beyond the limit callers are asked to come back."""
@@ -40,12 +44,7 @@ class Admission:
             self.inflight -= count
 
 
-POLL_S: Final = 0.1
-AHEAD_BYTES: Final = 2 * 1024 * 1024  # most batches of a stream; they end at 8
-FEW_BYTES: Final = 256 * 1024  # most texts, searches and photos; all that max_inflight_requests of them hold
-
-
-class HoldsTooMuch(ApiError):  # noqa: N818
+class HoldsTooMuch(ApiError):  # noqa: N818 — named like the errors of the deployments
     """One request would hold more than all of them may."""
 
 

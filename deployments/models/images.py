@@ -1,8 +1,9 @@
 """Image bytes to the square of pixels an image tower takes: checked, oriented, resized, cropped."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import islice, takewhile
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -50,17 +51,18 @@ _EXIF: Final = b"Exif\0\0"
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""
 _TIFF_OFFSETS: Final = (273, 279, 324, 325)  # of strips and of tiles, and their byte counts
-_SAMPLE_FORMAT: Final = 339
+_BIG_TIFF: Final = 43
+# Tags of a TIFF, and values of theirs.
 _BITS: Final = 258
 _PHOTOMETRIC: Final = 262
 _MIN_IS_WHITE: Final = 0
 _SAMPLES: Final = 277
 _PLANES: Final = 284
 _SEPARATE: Final = 2
-_RESAVE: Final = "save it as PNG"
 _TILE_WIDTH: Final = 322
 _TILE_LENGTH: Final = 323
-_BIG_TIFF: Final = 43
+_SAMPLE_FORMAT: Final = 339
+_RESAVE: Final = "save it as PNG"
 MAX_RLE_PIXELS: Final = 4_000_000
 """Of a BMP in runs: a kilobyte may stand for as many pixels as there are, which Pillow writes one by one."""
 
@@ -98,9 +100,7 @@ def media_type(data: bytes) -> str | None:
         return "image/gif"
     if data.startswith(b"BM"):
         return "image/bmp"
-    if data.startswith(
-        (b"II*\0", b"MM\0*", b"II+\0")
-    ):  # + is BigTIFF, of which Pillow reads no big-endian ones
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0")):  # + is BigTIFF; Pillow reads no big-endian ones
         return "image/tiff"
     return None
 
@@ -174,10 +174,13 @@ def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tup
 
 def _check_parts(data: bytes, kind: str) -> None:
     """Raises BadInput for a few bytes that stand for minutes of decoding, which no pixel limit sees."""
-    if kind == "image/jpeg" and (found := _jpeg_scans(data)) > MAX_SCANS:
-        raise BadInput(f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted")
-    if kind == "image/jpeg" and data.count(_EXIF) > MAX_REPEATS and _jpeg_exifs(data) > MAX_REPEATS:
-        raise BadInput(f"the JPEG image has more than {MAX_REPEATS} Exif segments; one is usual")
+    if kind == "image/jpeg":
+        if (found := _jpeg_scans(data)) > MAX_SCANS:
+            raise BadInput(
+                f"the JPEG image has more than {found - 1} scans; at most {MAX_SCANS} are accepted"
+            )
+        if data.count(_EXIF) > MAX_REPEATS and _jpeg_exifs(data) > MAX_REPEATS:
+            raise BadInput(f"the JPEG image has more than {MAX_REPEATS} Exif segments; one is usual")
     if kind == "image/png" and (found := data.count(b"iCCP")) > MAX_REPEATS:
         raise BadInput(f"the PNG image has {found} colour profiles; one is usual")
     if kind == "image/tiff" and (found := _tiff_parts(data)) > MAX_PARTS:
@@ -188,26 +191,24 @@ def _jpeg_scans(data: bytes) -> int:
     """How often the picture is gone over, or a little more; counts to one more than is accepted."""
     if (most := data.count(b"\xff\xda")) <= MAX_SCANS:  # what follows the picture may hold these bytes too
         return most
-    place, scans = 2, 0
-    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, place)):
-        place, which = marker.end(), data[marker.end() - 1]
-        if which == _JPEG_END:
-            break
-        scans += which == _JPEG_SCAN
-        place += int.from_bytes(data[place : place + 2])
-    return scans
+    scans = (True for kind, _ in _jpeg_segments(data) if kind == _JPEG_SCAN)
+    return sum(islice(scans, MAX_SCANS + 1))
 
 
 def _jpeg_exifs(data: bytes) -> int:
     """The Exif segments before the picture; counts to one more than is accepted."""
-    place, exifs = 2, 0
-    while exifs <= MAX_REPEATS and (marker := _JPEG_MARKER.search(data, place)):
+    before = takewhile(lambda segment: segment[0] != _JPEG_SCAN, _jpeg_segments(data))
+    exifs = (True for _, place in before if data.startswith(_EXIF, place))
+    return sum(islice(exifs, MAX_REPEATS + 1))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment up to the picture's end, and where its content begins."""
+    place = 2
+    while (marker := _JPEG_MARKER.search(data, place)) and data[marker.end() - 1] != _JPEG_END:
         place = marker.end()
-        if data[place - 1] == _JPEG_SCAN:
-            break
-        exifs += data[place + 2 : place + 2 + len(_EXIF)] == _EXIF
+        yield data[place - 1], place + 2
         place += int.from_bytes(data[place : place + 2])
-    return exifs
 
 
 def _tiff_parts(data: bytes) -> int:
@@ -298,9 +299,11 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     taken as 0 to 1, larger ones as 0 to 255. NaN becomes black, and what a PNG calls transparent white.
     """
     grey = np.asarray(image)
-    if grey.dtype == np.int32 and _is_unsigned(image):
-        grey = grey.view(np.uint32)
     tags: Any = getattr(image, "tag_v2", {})
+    if grey.dtype == np.int32 and 1 in tags.get(
+        _SAMPLE_FORMAT, (1,)
+    ):  # unsigned, which Pillow has no mode for
+        grey = grey.view(np.uint32)
     if grey.dtype.kind == "f":
         white = 1.0 if np.nanmax(grey, initial=0) <= 1 else 255.0
     elif tags.get(_BITS) == (12,):
@@ -322,12 +325,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
             scaled[part == transparent] = 255
         small[start : start + rows] = scaled
     return Image.fromarray(small)
-
-
-def _is_unsigned(image: Image.Image) -> bool:
-    """Whether its integers are, which Pillow gives as signed ones of 32 bits."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return 1 in tags.get(_SAMPLE_FORMAT, (1,))
 
 
 def _square(image: Image.Image, box: Box, original: tuple[int, int], size: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """Much data at once: streams of items or vectors into a collection, and which ids are still to be sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -14,6 +14,7 @@ from deployments.errors import Overloaded
 from index.items import Item, content_id
 from serve_app import body, schemas, upserts
 from serve_app.errors import KNOWN, ApiError, api_error
+from serve_app.inputs import Content
 from serve_app.limits import HoldsTooMuch, check_depth
 from serve_app.middleware import lift_time_limit, timing_of
 from serve_app.openapi import accepts
@@ -78,10 +79,11 @@ async def upsert_array(
     with gateway.admissions.memory.holding():
         async with stream.step():
             _, columns = await array.header()
-    async with stream.step():
-        if columns != info.dimensions:
-            message = f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
-            raise ApiError(422, "invalid_array", message)
+            if columns != info.dimensions:
+                message = (
+                    f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
+                )
+                raise ApiError(422, "invalid_array", message)
     start = 0
     rows = array.rows(max(1, min(BATCH_ITEMS, BATCH_BYTES // (8 * columns))))
     while True:
@@ -212,28 +214,38 @@ async def _store(
     fingerprint: str | None,
     names: Sequence[str],
 ) -> list[str] | None:
-    """The ids; None where there was no room for what has to be fetched, and may be for less.
-
-    A stream waits its turn where a single request would be sent away.
-    """
+    """The ids; None where there was no room for what has to be fetched, and may be for less."""
     gateway = gateway_of(request)
-    wait_s = refetch_s = gateway.settings.limits.retry_after_s
+    retry_s = gateway.settings.limits.retry_after_s
+    refetch_s = retry_s
     while True:
         with gateway.admissions.memory.holding():
             try:
                 contents = await upserts.read(gateway, items, names.__getitem__)
             except (HoldsTooMuch, Overloaded) as error:
-                if len(items) > 1:
-                    return None
-                if isinstance(error, HoldsTooMuch):
+                if len(items) == 1 and isinstance(error, HoldsTooMuch):
                     raise
             else:
-                while True:
-                    try:
-                        return await upserts.store(
-                            gateway, name, items, contents, fingerprint, timing_of(request)
-                        )
-                    except Overloaded:
-                        await asyncio.sleep(wait_s)
+                return await _store_in_turn(request, name, items, contents, fingerprint, retry_s)
+        if len(items) > 1:
+            return None
         await asyncio.sleep(refetch_s)
         refetch_s *= 2
+
+
+async def _store_in_turn(
+    request: Request,
+    name: str,
+    items: Sequence[schemas.UpsertItem],
+    contents: Mapping[int, Content],
+    fingerprint: str | None,
+    retry_s: float,
+) -> list[str]:
+    """A stream waits where a single request would be sent away."""
+    while True:
+        try:
+            return await upserts.store(
+                gateway_of(request), name, items, contents, fingerprint, timing_of(request)
+            )
+        except Overloaded:
+            await asyncio.sleep(retry_s)

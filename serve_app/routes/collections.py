@@ -1,5 +1,6 @@
 """Collections: made, listed, dropped and searched under `/v1/collections`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -38,7 +39,7 @@ async def search(request: Request, name: schemas.CollectionName) -> Response:
         settings.limits.max_body_bytes,
         lambda asked: _check_size(asked, settings),
     )
-    request.state.named = "queries[{}]".format if asked.queries else None
+    request.state.named = _named(asked)
     queries, fingerprint = await _queries(request, asked)
     wanted = Wanted(
         asked.limit, asked.filter, frozenset(asked.include), asked.exact, asked.effort, fingerprint
@@ -188,6 +189,14 @@ def _check_size(asked: schemas.SearchRequest, settings: Settings) -> None:
     check_depth(asked.filter, limits, "filter")
 
 
+def _named(asked: schemas.SearchRequest) -> Callable[[int], str] | None:
+    """The request's words for its queries; a vector or an id that is alone has none."""
+    if asked.queries:
+        return "queries[{}]".format
+    only = next((kind for kind in ("text", "image") if getattr(asked, kind) is not None), None)
+    return None if only is None else lambda _: only
+
+
 async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list[Any], str | None]:
     """Each query as a vector or an item id, and the fingerprint of the model if it made any of them."""
     gateway = gateway_of(request)
@@ -204,16 +213,10 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
         queries.append(query.id if query.id is not None else query.vector)
     if not given:
         return queries, None
-    only = "text" if asked.text is not None else "image"
-
-    def named(place: int) -> str:
-        return f"queries[{place}]" if asked.queries else only
-
+    named = request.state.named
     contents = await gateway.inputs.read(given, param=lambda i: named(places[i]))
     with gateway.admissions.admit(contents):
-        request.state.named = named
         embedded = await gateway.inference.embed(contents, timing_of(request), places)
-        request.state.named = named if asked.queries else None
     for place, vector in zip(places, embedded.vectors, strict=True):
         queries[place] = vector
     return queries, embedded.fingerprint

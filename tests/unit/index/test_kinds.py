@@ -104,8 +104,8 @@ def test_long_vectors_that_are_what_is_looked_for_are_found(catalog: Catalog, ki
 def test_an_index_that_finds_next_to_nothing_is_not_used_and_says_so(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def useless(self: AnnKind, vectors: Vectors, *_: object) -> faiss.Index:
-        return build(self, np.ascontiguousarray(vectors[::-1]), *_)  # type: ignore[arg-type]
+    def useless(self: AnnKind, vectors: Vectors, *rest: Any) -> faiss.Index:
+        return build(self, np.ascontiguousarray(vectors[::-1]), *rest)
 
     build = AnnKind.build
     monkeypatch.setattr(AnnKind, "build", useless)
