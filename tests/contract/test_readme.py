@@ -66,13 +66,13 @@ def test_settings_blocks_hold_settings_that_exist() -> None:
 
 def test_files_and_make_targets_named_in_the_documents_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
-        for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (ROOT / path).exists(), f"{document} links to {path}"
-        for target in re.findall(r"^(?:\S+=\S+ )*make ([a-z-]+)", text, re.MULTILINE):
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+        text = document.read_text()
+        for path in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
+            assert (document.parent / path).exists(), f"{document} links to {path}"
+        for target in re.findall(r"(?:^(?:\S+=\S+ )*|`)make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, f"{document} names make {target}"
-        for module in re.findall(r"python -m ((?:benchmarks|deployments)[\w.]+)", text):
+        for module in re.findall(r"python -m ((?:benchmarks|deployments|serve_app|training)[\w.]+)", text):
             assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{document} names {module}"
 
 
