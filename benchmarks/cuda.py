@@ -45,7 +45,7 @@ class Measured:
 class Recorder:
     """An engine that keeps what it was called with, and answers nothing of use."""
 
-    name, precision, concurrency = "recorder", "fp32", 1
+    name, precision, concurrency, buckets = "recorder", "fp32", 1, False
 
     def __init__(self) -> None:
         self.inputs: tuple[NDArray[Any], ...] = ()

@@ -22,7 +22,6 @@ import torch
 from benchmarks.engine import POOL, Speed, decode_ms, load, measure, works
 from benchmarks.payloads import HEIGHT, WIDTH, Photos, build_photos
 from configs.settings import Precision, Settings
-from deployments.engines.openvino import native_precision
 
 CPU_BATCHES: Final = (1, 8, 32)
 CUDA_BATCHES: Final = (1, 32, 256)
@@ -100,6 +99,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown := set(options.precisions) - set(get_args(Precision)):
         parser.error(f"no such precision: {', '.join(sorted(unknown))}")
     if not cuda:  # without bf16, fp32 would be measured twice
+        from deployments.engines.openvino import native_precision
+
         options.precisions = list(dict.fromkeys(map(native_precision, options.precisions)))
     return options
 

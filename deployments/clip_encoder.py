@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.settings import ClipSettings
+from configs.threads import threads_for
 from deployments.decoding import Decoder
 from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
@@ -13,7 +14,6 @@ from deployments.models.base import ModelInfo, Pixels, Vectors
 from deployments.models.loading import load_encoder
 from deployments.models.sources import Source
 from deployments.served_model import ServedModel
-from deployments.threads import threads_for
 from deployments.timing import StageTimes
 
 

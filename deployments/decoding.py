@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 import numpy as np
 
 from configs.settings import PreprocessorSettings
+from configs.threads import threads_for
 from deployments.errors import NotReady, SightlineError
 from deployments.models.base import Pixels
 from deployments.models.images import decode, decode_with_thumbnail
-from deployments.threads import threads_for
 from deployments.timing import StageTimes
 
 THUMBNAIL_PX: Final = 256

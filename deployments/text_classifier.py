@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import ClassifierSettings, VersionSettings
+from configs.threads import threads_for
 from deployments.line import OnLine
 from deployments.logs import hide_callers_mistakes
 from deployments.models.base import ModelInfo
 from deployments.models.loading import load_classifier
 from deployments.models.sources import Source
 from deployments.served_model import ServedModel
-from deployments.threads import threads_for
 from deployments.timing import StageTimes
 from deployments.versioned import Versioned
 

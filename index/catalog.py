@@ -13,6 +13,7 @@ from typing import IO, Self
 from uuid import uuid4
 
 from configs.settings import IndexSettings, LimitSettings
+from configs.threads import threads_for
 from index.collection import Collection, CollectionInfo
 from index.errors import CollectionNotFound, IndexUnavailable
 from index.maintenance import Maintenance
@@ -202,7 +203,7 @@ class Catalog:
             collection = Collection(
                 self.root / name,
                 self._settings,
-                threads=_search_threads(self._settings),
+                threads=threads_for(self._settings.threads, self._settings.cpus),
                 max_metadata_bytes=self._limits.max_metadata_bytes,
             )
         except IndexUnavailable as error:
@@ -223,13 +224,6 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _search_threads(settings: IndexSettings) -> int:
-    """As for every deployment: below one CPU the number is a scheduling fraction of a shared machine."""
-    if settings.threads:
-        return settings.threads
-    return int(settings.cpus) if settings.cpus >= 1 else os.cpu_count() or 1
 
 
 def locked(path: Path, timeout_s: float) -> IO[bytes]:

@@ -1,6 +1,5 @@
 """Binds the deployments into one application: the only file that knows them all."""
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from configs.settings import IndexSettings, ScaleSettings, Settings, SettingsError
+from configs.threads import cores
 from deployments.clip_encoder import ClipEncoder
 from deployments.decoding import Decoder
 from deployments.image_classifier import ImageClassifier
@@ -172,7 +172,7 @@ def _decodes_inline(settings: Settings) -> bool:
     placement, scale = settings.preprocessor.placement, settings.clip.scale
     if placement != "auto":
         return placement == "inline"
-    return scale.alone and not scale.gpus and (os.cpu_count() or 1) < POOL_CORES
+    return scale.alone and not scale.gpus and cores() < POOL_CORES
 
 
 def _absolute(path: Path, key: str) -> Path:

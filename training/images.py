@@ -24,11 +24,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from configs.settings import ClipSettings, Settings, SettingsError
+from configs.threads import threads_for
 from deployments.errors import SightlineError
 from deployments.models.directories import IMAGE_HEAD
 from deployments.models.loading import load_encoder
 from deployments.models.sources import ENCODER, resolve
-from deployments.threads import threads_for
 from training import card, metrics, versions
 from training.checkpoint import Epoch
 from training.data import DataError, Row, describe

@@ -19,10 +19,10 @@ import torch
 from transformers import DistilBertForSequenceClassification
 
 from configs.settings import SearchSettings, SettingsError
+from configs.threads import threads_for
 from deployments.errors import SightlineError
 from deployments.models.text import TextTokenizer
 from deployments.ray_cluster import connected
-from deployments.threads import threads_for
 from training.batches import Encoded, by_length, encode, tensors
 from training.data import DataError
 from training.head import Features, fit_head

@@ -24,6 +24,27 @@ def bucket(n: int, unit: int = 1) -> int:
     return unit * (power * 3 // 4 if power >= 4 and units <= power * 3 // 4 else power)
 
 
+def row_buckets(max_rows: int) -> list[int]:
+    """A number of rows for each bucket that batches of 1 to `max_rows` fall into."""
+    return list({bucket(rows): rows for rows in range(1, min(max_rows, MAX_ROWS) + 1)}.values())
+
+
+def token_buckets(max_rows: int, max_cost: int, max_tokens: int) -> list[tuple[int, int]]:
+    """(rows, length) for each bucket that batches of tokens fall into.
+
+    A batch has up to `max_rows` rows and `max_tokens` tokens a row; their product is up to `max_cost`, if
+    there is more than one row.
+    """
+    lengths = {min(bucket(length, LENGTH_UNIT), max_tokens): length for length in range(max_tokens, 0, -1)}
+    shapes = []
+    for padded, shortest in lengths.items():
+        most = max(1, min(max_rows, max_cost // shortest))
+        shapes += [
+            (rows, shortest) for rows in row_buckets(most) if bucket(rows) * padded <= MAX_BATCH_TOKENS
+        ]
+    return shapes
+
+
 def bucket_shapes(inputs: Sequence[NDArray[Any]], max_tokens: int | None) -> tuple[Shape, ...] | None:
     """The shapes that `inputs` are padded to, or None where they should run as they are.
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any, Final
@@ -18,6 +19,7 @@ from deployments.errors import ModelLost
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS: Final = 256  # for each lane; more than there are buckets of batch and length for any limits
+MAX_TRIES: Final = 3  # of a capture for which there was too little memory: there may be more of it later
 _WARM_UPS: Final = 3  # before a capture, as in torch.cuda.make_graphed_callables
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,6 +39,7 @@ class CudaEngine:
 
     name = "torch-cuda"
     concurrency = 2
+    buckets = True
 
     def __init__(
         self,
@@ -48,6 +51,9 @@ class CudaEngine:
     ) -> None:
         """`max_tokens` is the network's limit in tokens; with None tokens are not padded in length."""
         self.precision: str = native_precision(precision)
+        # Of the whole process. cuDNN's attention, which torch prefers on Hopper and Blackwell, builds a plan
+        # for each shape in each thread, some 0.4 s, and gave wrong values (pytorch issues 196678, 193893).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         if self.precision == "fp32":
             # Of the whole process. Otherwise convolutions run in TF32, with 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = False
@@ -87,6 +93,7 @@ class _Lane:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[Shape, ...], _Graph | None] = {}  # None: it failed
+        self._short_of_memory = Counter[tuple[Shape, ...]]()
         # None goes before all do, not even one that failed: with it torch frees the stream's cuBLAS
         # workspace, which the others go on writing to (pytorch issue 193402).
         self._captures: list[torch.cuda.CUDAGraph] = []
@@ -119,11 +126,15 @@ class _Lane:
             self._full = True
             return None
         dtypes = [array.dtype for array in inputs]
-        capture = torch.cuda.CUDAGraph()
-        self._captures.append(capture)
         try:
             with _capturing:
-                graph = _Graph(self._module, shapes, dtypes, capture, self._pool, self._stream)
+                graph = _Graph(self._module, shapes, dtypes, self._captures, self._pool, self._stream)
+        except torch.OutOfMemoryError:
+            self._short_of_memory[shapes] += 1
+            if self._short_of_memory[shapes] < MAX_TRIES:
+                return None
+            logger.warning("no CUDA graph for inputs of %s: too little memory", shapes)
+            graph = None
         except RuntimeError:
             logger.warning("no CUDA graph for inputs of %s: they run without one", shapes, exc_info=True)
             graph = None
@@ -140,12 +151,12 @@ class _Graph:
         module: torch.nn.Module,
         shapes: Sequence[Shape],
         dtypes: Sequence[np.dtype[Any]],
-        capture: torch.cuda.CUDAGraph,
+        captures: list[torch.cuda.CUDAGraph],
         pool: Any,
         stream: torch.cuda.Stream,
     ) -> None:
-        """`capture` is empty. `stream` is the current one: the warm-up prepares the workspaces that the
-        capture finds there."""
+        """The capture is added to `captures` before it begins. `stream` is the current one: the warm-up
+        prepares the workspaces that the capture finds there."""
         self._staged = [_example(*each) for each in zip(shapes, dtypes, strict=True)]
         self._inputs = [staged.cuda() for staged in self._staged]
         for _ in range(_WARM_UPS):
@@ -154,7 +165,8 @@ class _Graph:
         self._output = torch.empty_like(output, dtype=torch.float32)
         self._result = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
         del output
-        self._captured = capture
+        self._captured = torch.cuda.CUDAGraph()
+        captures.append(self._captured)
         with torch.cuda.graph(self._captured, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._output.copy_(module(*self._inputs))
         # Blocking: a wait that spins would take a core from the threads that decode and tokenise.

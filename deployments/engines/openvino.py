@@ -62,6 +62,7 @@ class OpenVinoEngine:
 
     name = "openvino"
     concurrency = 1
+    buckets = False
 
     def __init__(self, network: Path, *, precision: str, threads: int) -> None:
         """`network` is an .xml file with its .bin beside it; `precision` fp32, bf16 or int8."""

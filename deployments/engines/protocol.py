@@ -33,6 +33,10 @@ class Engine(Protocol):
     def concurrency(self) -> int:
         """Calls that run best at the same time."""
 
+    @property
+    def buckets(self) -> bool:
+        """Whether inputs are padded to the shapes of `buckets.py`, each of which costs at its first use."""
+
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network. The result belongs to the caller: no later call overwrites it."""
 

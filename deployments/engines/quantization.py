@@ -43,8 +43,10 @@ class Calibration(Protocol):
     def rows(self, facts: Mapping[str, Any]) -> Mapping[str, Sequence[Row]]:
         """What each network runs on; `facts` came with the networks. Raises SettingsError."""
 
-    def compare(self, wanted: Mapping[str, Outputs], found: Mapping[str, Outputs]) -> Agreement:
-        """What fp32 and int8 networks answer for the same rows, compared."""
+    def compare(
+        self, facts: Mapping[str, Any], wanted: Mapping[str, Outputs], found: Mapping[str, Outputs]
+    ) -> Agreement:
+        """What fp32 and int8 networks answer for the same rows, compared; `facts` came with the networks."""
 
     def judge(self, agreement: Agreement) -> None:
         """Raises SettingsError where it is too little."""
@@ -55,6 +57,7 @@ class Quantizer:
 
     def __init__(self, calibration: Calibration, facts: Mapping[str, Any]) -> None:
         self._calibration = calibration
+        self._facts = facts
         self._rows = calibration.rows(facts)
         self._wanted: dict[str, Outputs] = {}
         self._found: dict[str, Outputs] = {}
@@ -71,7 +74,7 @@ class Quantizer:
         return quantised
 
     def agreement(self) -> Agreement:
-        return self._calibration.compare(self._wanted, self._found)
+        return self._calibration.compare(self._facts, self._wanted, self._found)
 
 
 def require_nncf() -> None:

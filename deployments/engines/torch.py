@@ -16,6 +16,7 @@ class TorchEngine:
 
     name = "torch-cpu"
     concurrency = 1
+    buckets = False
 
     def __init__(self, module: torch.nn.Module, *, precision: PrecisionChoice, threads: int) -> None:
         self.precision: str = _native_precision() if precision == "auto" else precision

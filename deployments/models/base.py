@@ -12,6 +12,7 @@ from deployments.engines.protocol import Agreement
 
 Vectors = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+Scores = Literal["softmax", "sigmoid", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,18 @@ class ModelInfo:
 
     id: str
     task: Literal["embedding", "text-classification", "image-classification"]
-    source: str  # where the weights came from, in words: "starter: …", a hub id with revision, a path
+    source: str  # where the weights came from: "starter: …", "directory: PATH" or "hub: ID at REVISION"
     # sha256 over weights and preprocessing, 64 hex digits. Precision does not change it: embeddings of each
     # are near enough to search those of another, int8 by its bounds.
     fingerprint: str
-    engine: str  # "openvino", "torch-cpu", "torch-cuda"
+    engine: str  # "openvino", "torch-cpu", "torch-cuda", or "numpy" of a head
     precision: str  # "fp32", "bf16", "fp16" or "int8": what runs, never "auto"
     dimensions: int | None = None  # length of an embedding
     image_size: int | None = None  # side of the square the image tower takes, pixels
     logit_scale: float | None = None  # factor on cosine before softmax, for zero-shot
     label_template: str | None = None  # zero-shot prompt, with {label}
     labels: tuple[str, ...] = ()
-    scores: Literal["softmax", "sigmoid", "none"] = "softmax"  # what makes them of a classifier's logits
+    scores: Scores = "softmax"  # what makes them of a classifier's logits
     max_tokens: int | None = None  # longer texts are truncated, special tokens included
     encoder_fingerprint: str | None = None  # of the encoder a head was trained on
     version: str | None = None  # of a model directory that holds several

@@ -18,6 +18,7 @@ from deployments.engines.quantization import Outputs, Row
 from deployments.errors import BadInput, SightlineError
 from deployments.models.base import Pixels
 from deployments.models.images import ACCEPTED, decode
+from deployments.models.scores import scores_of
 from deployments.models.text import TextTokenizer
 
 _LEAST: Final = 8  # images, and texts: with fewer the agreement would say nothing
@@ -60,7 +61,9 @@ class CalibrationSet:
         Raises:
             SettingsError: too few of them, or an image that cannot be decoded.
         """
-        tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
+        tokenizer = TextTokenizer.from_definition(
+            facts["tokenizer"], facts["max_tokens"], facts.get("embedded")
+        )
         try:
             ids = [tokenizer.encode(text)[None] for text in self._enough(self._texts(), "texts")]
         except BadInput as error:
@@ -72,13 +75,23 @@ class CalibrationSet:
             rows["image"] = [(pixels[None],) for pixels in images]
         return rows
 
-    def compare(self, wanted: Mapping[str, Outputs], found: Mapping[str, Outputs]) -> Agreement:
-        """An encoder's labels are the texts, an image's the nearest of them; a classifier's are its own."""
+    def compare(
+        self, facts: Mapping[str, Any], wanted: Mapping[str, Outputs], found: Mapping[str, Outputs]
+    ) -> Agreement:
+        """An encoder's labels are the texts, an image's the nearest of them; a classifier's are its own.
+
+        Of one output alone, a label's or a regression's, it is how far each row's lies from fp32's mean: the
+        cosine over all rows, and the share on the same side.
+        """
         if "image" in wanted:
             cosine = min(float(_cosines(wanted[name], found[name]).mean()) for name in wanted)
             before, after = (each["image"] @ each["text"].T for each in (wanted, found))
+        elif wanted["text"].shape[1] == 1:
+            mean = wanted["text"].mean()
+            before, after = ((each["text"] - mean) @ [[1.0, -1.0]] for each in (wanted, found))
+            cosine = float(_cosines(before.reshape(1, -1), after.reshape(1, -1))[0])
         else:
-            before, after = _softmax(wanted["text"]), _softmax(found["text"])
+            before, after = (scores_of(each["text"], facts["scores"]) for each in (wanted, found))
             cosine = float(_cosines(before, after).mean())
         top1 = float((before.argmax(1) == after.argmax(1)).mean())
         return Agreement(round(cosine, 4), round(top1, 4))
@@ -193,9 +206,3 @@ def _spread(items: list[Any], most: int) -> list[Any]:
 def _cosines(a: Outputs, b: Outputs) -> NDArray[np.float32]:
     cosines: NDArray[np.float32] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return cosines
-
-
-def _softmax(logits: Outputs) -> Outputs:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities: Outputs = powers / powers.sum(1, keepdims=True)
-    return probabilities

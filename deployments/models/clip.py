@@ -41,8 +41,8 @@ def load(
     pad_id = int(tokenizer.encode("")[-1])
     image = ImageTower(engines["image"], facts["image_size"])
     text = TextTower(engines["text"], tokenizer, pad_id=pad_id, masked=False)
-    image.warm_up()
-    text.warm_up()
+    image.warm_up(settings.image_batch)
+    text.warm_up(settings.batch)
     info = ModelInfo(
         id=settings.name,
         task="embedding",

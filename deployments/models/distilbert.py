@@ -38,7 +38,7 @@ def load(
     facts, engine = compiled.facts, compiled.engines["text"]
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"], facts["embedded"])
     text = TextTower(engine, tokenizer, pad_id=facts["pad_id"], masked=True)
-    text.warm_up()
+    text.warm_up(settings.batch)
     info = ModelInfo(
         id=name,
         task="text-classification",

@@ -1,9 +1,11 @@
 """From a source to a loaded, compiled and warmed-up model."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from configs.settings import ClassifierSettings, ClipSettings, SettingsError
 from deployments.errors import SightlineError
@@ -12,7 +14,8 @@ from deployments.models.sources import Source
 from deployments.models.towers import Classifier, Encoder
 from deployments.models.versions import LATEST, choose
 
-__all__ = ["Classifier", "Encoder", "load_classifier", "load_encoder"]
+# torch's errors of a GPU, which say nothing of the model.
+_GPU: Final = re.compile("OutOfMemoryError|AcceleratorError|CUDA|CUBLAS|CUDNN|cuBLAS|cuDNN")
 
 
 def load_encoder(source: Source, settings: ClipSettings, cache_dir: Path, threads: int) -> Encoder:
@@ -59,7 +62,7 @@ def _of(directory: Path) -> Iterator[None]:
     except (SettingsError, SightlineError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        if _GPU.search(f"{type(error).__name__}: {error}"):
             raise
         reason = f"{type(error).__name__}: {error}"
         raise SettingsError(f"the model in {directory} cannot be loaded: {reason}") from error

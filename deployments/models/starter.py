@@ -64,8 +64,8 @@ def load(
     tokenizer = TextTokenizer.from_definition(facts["tokenizer"], facts["max_tokens"])
     image = ImageTower(engines["image"], SIZE)
     text = TextTower(engines["text"], tokenizer, pad_id=PAD_ID, masked=True)
-    image.warm_up()
-    text.warm_up()
+    image.warm_up(settings.image_batch)
+    text.warm_up(settings.batch)
     info = ModelInfo(
         id=settings.name,
         task="embedding",

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.settings import BatchSettings, SettingsError
+from deployments.engines.buckets import row_buckets, token_buckets
 from deployments.engines.networks import file_sha256
 from deployments.engines.protocol import Engine
 from deployments.errors import BadInput
@@ -39,15 +41,23 @@ class Tower(Model[Item, Prepared, Vectors]):
     def post(self, rows: Vectors) -> Sequence[Vectors]:
         return list(rows)
 
-    def warm_up(self) -> None:
-        """Run a few usual shapes, so that the first request finds kernels and memory ready."""
-        for batch in self._usual_batches():
+    def warm_up(self, batch: BatchSettings) -> None:
+        """Run every bucket that batches fall into, or a few usual shapes where the engine has no buckets, so
+        that the first request finds kernels and memory ready.
+
+        Raises SettingsError where numbers come out that are not finite.
+        """
+        for items in self._usual_batches(batch):
             for _ in range(self.concurrency):
-                self.forward(batch)
+                if not np.isfinite(self.forward(items)).all():
+                    raise SettingsError(
+                        f"its numbers are not finite in {self.engine.precision}: choose precision fp32; if "
+                        "that is what runs, the weights are damaged"
+                    )
         self.engine.warmed_up()
 
     @abstractmethod
-    def _usual_batches(self) -> Iterator[Sequence[Prepared]]:
+    def _usual_batches(self, batch: BatchSettings) -> Iterator[Sequence[Prepared]]:
         """What to warm up with."""
 
 
@@ -69,8 +79,8 @@ class ImageTower(Tower[Pixels, Pixels]):
         """float32[n, dimensions]; normalisation of the pixels is part of the network."""
         return self.engine(np.stack(batch))
 
-    def _usual_batches(self) -> Iterator[Sequence[Pixels]]:
-        for n in _WARM_IMAGES:
+    def _usual_batches(self, batch: BatchSettings) -> Iterator[Sequence[Pixels]]:
+        for n in row_buckets(batch.max_items) if self.engine.buckets else _WARM_IMAGES:
             yield [np.zeros((self.size, self.size, 3), np.uint8)] * n
 
 
@@ -99,10 +109,11 @@ class TextTower(Tower[str, Tokens]):
         ids, mask = pad(batch, self._pad_id)
         return self.engine(ids, mask) if self._masked else self.engine(ids)
 
-    def _usual_batches(self) -> Iterator[Sequence[Tokens]]:
-        token = self.tokenizer.encode("a")[:1]
-        for n, length in _WARM_TEXT:
-            yield [np.repeat(token, min(length, self.tokenizer.max_tokens))] * n
+    def _usual_batches(self, batch: BatchSettings) -> Iterator[Sequence[Tokens]]:
+        token, longest = self.tokenizer.encode("a")[:1], self.tokenizer.max_tokens
+        buckets = self.engine.buckets and token_buckets(batch.max_items, batch.max_cost, longest)
+        for n, length in buckets or _WARM_TEXT:
+            yield [np.repeat(token, min(length, longest))] * n
 
 
 @dataclass(frozen=True)

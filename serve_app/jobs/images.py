@@ -13,13 +13,13 @@ import numpy as np
 from pyarrow import fs
 
 from configs.settings import ClipSettings, LimitSettings
+from configs.threads import threads_for
 from deployments.errors import SightlineError
 from deployments.models.base import Pixels
 from deployments.models.images import decode
 from deployments.models.loading import load_encoder
 from deployments.models.sources import Source
 from deployments.models.towers import Encoder
-from deployments.threads import threads_for
 from index.items import content_id
 from index.keys import is_utf8
 from serve_app.jobs.server import Collection

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from configs.settings import LimitSettings
 from deployments.models.base import ModelInfo
+from deployments.models.scores import scores_of
 from serve_app import body, schemas
 from serve_app.errors import ApiError
 from serve_app.inputs import Content
@@ -182,24 +183,6 @@ def _check_contents(name: str, asked: Asked, kind: type) -> None:
         if not isinstance(content, kind):
             message = f"model {name!r} classifies {takes}; this input is {is_not}"
             raise ApiError(422, "wrong_modality", message, f"input[{index}]")
-
-
-def scores_of(logits: NDArray[np.float32], by: str) -> NDArray[np.float32]:
-    """Scores [n, labels] by `ModelInfo.scores`: sigmoids are of labels that do not exclude each other."""
-    match by:
-        case "none":
-            return logits
-        case "sigmoid":
-            halved: NDArray[np.float32] = 0.5 * (1 + np.tanh(0.5 * logits))  # which cannot overflow
-            return halved
-    return softmax(logits)
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Row-wise, float32[n, labels]; the row maximum is taken off first so that nothing overflows."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def _group_names(values: list[schemas.ClassifyInput]) -> list[str]:

@@ -61,7 +61,7 @@ def test_thumbnails_are_made(inline: LocalClient) -> None:
 def test_auto_goes_by_the_machine(
     monkeypatch: pytest.MonkeyPatch, cores: int, args: dict[str, Any], expected: bool
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("serve_app.app.cores", lambda: cores)
     assert _decodes_inline(Settings.from_args(args)) is expected
 
 

@@ -1,5 +1,6 @@
 """Buckets: which shapes, how much padding, and that no real row notices it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from deployments.engines.buckets import LENGTH_UNIT, MAX_BATCH_TOKENS, MAX_ROWS, bucket, bucket_shapes, fill
+from deployments.engines.buckets import (
+    LENGTH_UNIT,
+    MAX_BATCH_TOKENS,
+    MAX_ROWS,
+    bucket,
+    bucket_shapes,
+    fill,
+    row_buckets,
+    token_buckets,
+)
 from deployments.models.networks import clip, distilbert, starter
 from deployments.models.text import pad
 from tests.unit.models import small
@@ -42,6 +52,26 @@ def test_what_keeps_a_gpu_busy_anyway_is_not_padded() -> None:
     assert bucket_shapes([np.zeros((MAX_ROWS + 1, 1, 1, 3))], None) is None
     assert bucket_shapes([tokens(MAX_BATCH_TOKENS // 512, 512)], 512) is not None
     assert bucket_shapes([tokens(MAX_BATCH_TOKENS // 512 + 1, 512)], 512) is None
+
+
+@pytest.mark.parametrize(("max_rows", "max_cost"), [(32, 8192), (5, 100), (300, 20_000), (1, 8)])
+def test_a_batch_is_named_for_each_bucket_and_no_other(max_rows: int, max_cost: int) -> None:
+    def reached(batches: Iterable[tuple[int, int]]) -> list[Any]:
+        shapes = (bucket_shapes([np.broadcast_to(1, batch)], LIMIT) for batch in batches)
+        return [shape for shape in shapes if shape]
+
+    possible = [
+        (rows, length)
+        for rows in range(1, max_rows + 1)
+        for length in range(1, LIMIT + 1)
+        if rows == 1 or rows * length <= max_cost
+    ]
+    named = token_buckets(max_rows, max_cost, LIMIT)
+    assert set(named) <= set(possible)
+    assert sorted(reached(named)) == sorted(set(reached(possible)))
+    rows = row_buckets(max_rows)
+    assert max(rows) <= max_rows
+    assert [bucket(n) for n in rows] == sorted({bucket(n) for n in range(1, min(max_rows, MAX_ROWS) + 1)})
 
 
 def test_a_buffer_shows_nothing_of_the_batch_before_in_the_rows_of_this_one() -> None:

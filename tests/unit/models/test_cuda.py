@@ -26,17 +26,20 @@ LIMIT = 50
 class Counted(torch.nn.Module):
     """Sums of embeddings of ids and positions, masked; counts its calls, which a replay does not make."""
 
-    def __init__(self, syncs_at_rows: int | None = None) -> None:
+    def __init__(self, syncs_at_rows: int | None = None, short_of_memory: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embedding = torch.nn.Embedding(100, 64)
         self.positions = torch.nn.Embedding(LIMIT, 64)
         self.linear = torch.nn.Linear(64, 8)
         self.syncs_at_rows = syncs_at_rows
+        self.short_of_memory = short_of_memory
         self.calls = 0
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        if self.short_of_memory:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if len(ids) == self.syncs_at_rows:
             ids.sum().item()  # waits for the device, which no capture allows
         places = self.positions(torch.arange(ids.shape[1], device=ids.device))
@@ -121,6 +124,19 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog: pytest.LogCaptureF
     assert len(warnings) == engine.concurrency  # once for each lane, not for each call
 
 
+def test_a_shape_whose_capture_once_had_too_little_memory_gets_its_graph_later() -> None:
+    module = Counted(short_of_memory=True)
+    engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT)
+    with pytest.raises(torch.OutOfMemoryError):  # what runs without a graph lacks it too
+        engine(*batch(5, 9))
+    module.short_of_memory = False
+    for _ in range(2 * engine.concurrency):
+        np.testing.assert_allclose(engine(*batch(5, 9)), reference(batch(5, 9)), atol=1e-4)
+    calls = module.calls
+    engine(*batch(5, 9))
+    assert module.calls == calls
+
+
 def test_the_number_of_graphs_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     module = Counted()
     engine = CudaEngine(module, precision="fp32", max_tokens=LIMIT, max_graphs=2)
@@ -152,7 +168,7 @@ for _ in range(2):
         print("lost")
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert told.stdout.split() == ["lost"] * 2, told.stderr
+    assert told.stdout.splitlines().count("lost") == 2, told.stderr
 
 
 def test_calls_from_many_threads_keep_their_own_results() -> None:

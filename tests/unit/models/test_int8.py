@@ -95,12 +95,28 @@ def test_the_agreement_is_of_nearest_texts_or_of_labels() -> None:
     texts = np.array([[0.8, 0.6], [0.6, 0.8]], np.float32)
     turned = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     judged = CalibrationSet("clip", Int8Settings())
-    agreement = judged.compare({"image": images, "text": texts}, {"image": turned, "text": texts})
+    agreement = judged.compare({}, {"image": images, "text": texts}, {"image": turned, "text": texts})
     assert agreement == Agreement(cosine=0.6667, top1=0.6667)
 
     logits = np.array([[2, -1, 0], [0, 3, 1]], np.float32)
-    assert judged.compare({"text": logits}, {"text": logits + 5}) == Agreement(1, 1)
-    assert judged.compare({"text": logits}, {"text": logits[:, ::-1]}).top1 == 0.5
+    facts = {"scores": "softmax"}
+    assert judged.compare(facts, {"text": logits}, {"text": logits + 5}) == Agreement(1, 1)
+    assert judged.compare(facts, {"text": logits}, {"text": logits[:, ::-1]}).top1 == 0.5
+    # Of labels that do not exclude each other each counts: it matters that all are found where few are.
+    facts = {"scores": "sigmoid"}
+    assert judged.compare(facts, {"text": logits}, {"text": logits + 5}).cosine < 0.95
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "none"])
+def test_the_agreement_of_one_output_alone_is_of_what_tells_rows_apart(scores: str) -> None:
+    judged, facts = CalibrationSet("classifiers.stars", Int8Settings()), {"scores": scores}
+    stars = np.array([[1], [2], [4], [5]], np.float32)
+    assert judged.compare(facts, {"text": stars}, {"text": stars}) == Agreement(1, 1)
+    turned = judged.compare(facts, {"text": stars}, {"text": 6 - stars})
+    assert (turned.cosine, turned.top1) == (-1, 0)
+    shuffled = judged.compare(facts, {"text": stars}, {"text": stars[[0, 2, 1, 3]]})
+    assert shuffled.top1 == 0.5
+    assert 0 < shuffled.cosine < 0.9
 
 
 @pytest.mark.parametrize("agreement", [Agreement(0.9799, 1), Agreement(1, 0.8999)])

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, pipeline
 
 from configs.settings import ClassifierSettings, ClipSettings, SettingsError
-from deployments.models.loading import Encoder, load_classifier, load_encoder
+from deployments.models.loading import load_classifier, load_encoder
+from deployments.models.scores import scores_of
 from deployments.models.sources import Source
-from serve_app.routes.classify import scores_of
+from deployments.models.towers import Encoder
 from tests import assets
 
 

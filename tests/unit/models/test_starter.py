@@ -13,10 +13,11 @@ from configs.settings import ClipSettings
 from deployments.engines import openvino
 from deployments.errors import BadInput
 from deployments.models.images import decode
-from deployments.models.loading import Encoder, load_encoder
+from deployments.models.loading import load_encoder
 from deployments.models.networks.starter import class_embeddings
 from deployments.models.sources import Source
 from deployments.models.starter import class_lines
+from deployments.models.towers import Encoder
 from tests import assets, photos
 
 SOURCE = Source("starter", "", notes=("a note",))
