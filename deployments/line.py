@@ -15,12 +15,14 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 from weakref import WeakSet, finalize
 
 HEAD_BYTES: Final = 4
 LONGEST_PATH: Final = 107  # of a Unix socket, in bytes
+FLUSH_S: Final = 5.0  # for callers to read the answers that a replica leaves behind
 
 
 class _Frames(asyncio.Protocol):
@@ -31,6 +33,7 @@ class _Frames(asyncio.Protocol):
         self._lost = lost
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._gone = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -47,6 +50,7 @@ class _Frames(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        self._gone.set()
         self._lost(self)
 
     def send(self, content: object) -> None:
@@ -58,6 +62,12 @@ class _Frames(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    async def finish(self) -> None:
+        """Close once all that was sent is out."""
+        if self._transport is not None:
+            self._transport.close()
+            await self._gone.wait()
 
 
 class Exchange:
@@ -105,6 +115,9 @@ class Exchange:
         self._ending = True
         while self._tasks:
             await asyncio.wait(self._tasks.values())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                await asyncio.gather(*(caller.finish() for caller in [*self._callers]))
         self.close()
         if self._server is not None and self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Where one request's time went: the one struct behind Server-Timing and the stage metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import add
 
 
@@ -16,6 +16,10 @@ class StageTimes:
     def alongside(self, other: "StageTimes") -> "StageTimes":
         """Both ran at once: the longer of each stage."""
         return StageTimes(*map(max, vars(self).values(), vars(other).values()))
+
+    def after_waiting(self, waited_ms: float) -> "StageTimes":
+        """With what was waited before, which was in a queue as well."""
+        return replace(self, queue=self.queue + waited_ms)
 
     def then(self, other: "StageTimes") -> "StageTimes":
         """One ran after the other: the sum of each stage."""

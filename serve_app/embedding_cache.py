@@ -15,6 +15,8 @@ from serve_app.middleware import waiting_for_a_call
 
 SHARED_CONTENTS = 32
 """Of a request, at most, for others to wait for what it has embedded."""
+HASHED_HERE_BYTES = 1 << 20
+"""Of a request, which takes half a millisecond; of more, others would wait for a thread."""
 OVERHEAD_BYTES = 500
 """Of an entry beside its vector's numbers: the key, the objects that hold them, a place in the table."""
 
@@ -68,7 +70,7 @@ class EmbeddingCache:
         """
         if not self._max_bytes:
             return Found(list(await compute(contents)), Counter())
-        keys = [_key(fingerprint, content) for content in contents]
+        keys = await _keys(fingerprint, contents)
         counts: Counter[str] = Counter()
         embeddings: dict[int, Embedding] = {}
         missing: Sequence[int] = range(len(contents))
@@ -157,6 +159,12 @@ async def _joined(flights: Mapping[int, Flight]) -> dict[int, Embedding]:
         if outcome is not None:
             embeddings[place] = outcome
     return embeddings
+
+
+async def _keys(fingerprint: str, contents: Sequence[Content]) -> list[bytes]:
+    if sum(map(len, contents)) <= HASHED_HERE_BYTES:
+        return [_key(fingerprint, content) for content in contents]
+    return await asyncio.to_thread(lambda: [_key(fingerprint, content) for content in contents])
 
 
 def _key(fingerprint: str, content: Content) -> bytes:

@@ -83,9 +83,10 @@ class Rows:
     times: StageTimes
     thumbnails: Sequence[bytes] = ()
 
-    def part(self, first: int, last: int) -> "Rows":
-        """Of the texts first to last (exclusive)."""
-        return replace(self, vectors=self.vectors[first:last], tokens=self.tokens[first:last])
+    def part(self, first: int, last: int, waited_ms: float) -> "Rows":
+        """Of the texts first to last (exclusive), which waited before the call."""
+        times = self.times.after_waiting(waited_ms)
+        return replace(self, vectors=self.vectors[first:last], tokens=self.tokens[first:last], times=times)
 
     def embeddings(self) -> Iterator[Embedding]:
         small = self.thumbnails or repeat(None)  # of each image, or of none
@@ -285,10 +286,10 @@ class Inference:
             )
         embeddings: dict[int, Embedding] = {}
         times = []
-        for part, rows in results:
+        for part, rows, waited_ms in results:
             self._heard_of(rows.fingerprint)
             embeddings |= zip(part, rows.embeddings(), strict=True)
-            times.append(rows.times)
+            times.append(rows.times.after_waiting(waited_ms))
         timing.add(_longest(times))
         return [embeddings[place] for place in range(len(contents))]
 
@@ -312,8 +313,8 @@ class Inference:
             with backlog.admit(len(texts)) as turn:
                 parts = _chunks(places, backlog.items_per_call)
                 answers = await together(*(self._part(turn, part_of, texts, part) for part in parts))
-            results = [result for _, result in answers]
-            timing.add(_longest(times for *_, times in results))
+            results = [result for _, result, _ in answers]
+            timing.add(_longest(times.after_waiting(waited_ms) for _, (*_, times), waited_ms in answers))
             if len({info.fingerprint for _, info, _, _ in results}) == 1:
                 logits = np.concatenate([logits for logits, *_ in results])
                 return logits, results[0][1], sum(sum(tokens) for _, _, tokens, _ in results)
@@ -342,11 +343,14 @@ class Inference:
         work: Callable[[list[Any]], Awaitable[Result]],
         contents: Sequence[Content],
         places: list[int],
-    ) -> tuple[list[int], Result]:
-        """Run `work` on the contents at `places`; an error points into the caller's whole list."""
+    ) -> tuple[list[int], Result, float]:
+        """The places, what `work` makes of the contents there, and how many milliseconds these waited for
+        their turn. An error points into the caller's whole list."""
+        came = time.perf_counter()
         try:
             async with turn(len(places)):
-                return places, await work([contents[i] for i in places])
+                waited_ms = (time.perf_counter() - came) * 1e3
+                return places, await work([contents[i] for i in places]), waited_ms
         except SightlineError as error:
             raise (error if error.index is None else error.at(places[error.index])) from None
 
@@ -397,9 +401,9 @@ def _draw() -> float:
     return 100 * random.random()
 
 
-def _part_of(answer: Classified, first: int, last: int) -> Classified:
+def _part_of(answer: Classified, first: int, last: int, waited_ms: float) -> Classified:
     logits, info, tokens, times = answer
-    return logits[first:last], info, tokens[first:last], times
+    return logits[first:last], info, tokens[first:last], times.after_waiting(waited_ms)
 
 
 def _calls_at_once(scale: ScaleSettings, split: int) -> int:

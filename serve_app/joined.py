@@ -1,6 +1,7 @@
 """Calls of one kind that arrive together, or while others are out, travel together."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
@@ -29,6 +30,7 @@ those of 8 to 32 are."""
 class _Waiting(Generic[Item, Answer]):
     items: Sequence[Item]
     answer: "asyncio.Future[Answer]"
+    since: float  # seconds of the performance counter
     call: "_Call | None" = None  # once it is out
 
 
@@ -36,6 +38,7 @@ class _Waiting(Generic[Item, Answer]):
 class _Call:
     task: "asyncio.Task[None]"
     callers: int  # who wait for it
+    left: float  # seconds of the performance counter
 
 
 @dataclass(eq=False)
@@ -63,15 +66,15 @@ class Joined(Generic[Key, Item, Answer]):
     def __init__(
         self,
         call: Callable[[Key, Sequence[Item]], Awaitable[Answer]],
-        part: Callable[[Answer, int, int], Answer],
+        part: Callable[[Answer, int, int, float], Answer],
         most: int,
         workers: int = 1,
         least: int = 1,
     ) -> None:
         """`call` makes a call of a key; `part` takes the answer to items first to last (exclusive) out of
-        the answer to all; at most `most` items travel together, unless one caller has more. `workers` is
-        how many calls are worked on at a time, `least` how many items a call has that leaves while all are
-        at work."""
+        the answer to all, and is told how many milliseconds these waited for the call to leave; at most
+        `most` items travel together, unless one caller has more. `workers` is how many calls are worked on
+        at a time, `least` how many items a call has that leaves while all are at work."""
         self._call = call
         self._part = part
         self._most = most
@@ -82,7 +85,7 @@ class Joined(Generic[Key, Item, Answer]):
     async def __call__(self, key: Key, items: Sequence[Item]) -> Answer:
         """The answer to these items; raises what the call raises."""
         group = self._groups[key]
-        mine = _Waiting[Item, Answer](items, asyncio.get_running_loop().create_future())
+        mine = _Waiting[Item, Answer](items, asyncio.get_running_loop().create_future(), time.perf_counter())
         group.waiting.append(mine)
         self._look_soon(key, group)
         try:
@@ -118,7 +121,7 @@ class Joined(Generic[Key, Item, Answer]):
             loop = asyncio.get_running_loop()
             task = loop.create_task(self._send(key, together), context=Context())
             task.add_done_callback(partial(self._returned, key, group, together))
-            call = _Call(task, len(together))
+            call = _Call(task, len(together), time.perf_counter())
             for waiting in together:
                 waiting.call = call
         if not group.waiting and not group.out:
@@ -161,8 +164,9 @@ class Joined(Generic[Key, Item, Answer]):
         first = 0
         for waiting in together:
             last = first + len(waiting.items)
-            if not waiting.answer.done():
-                waiting.answer.set_result(self._part(answer, first, last))
+            if not waiting.answer.done() and waiting.call is not None:
+                waited_ms = (waiting.call.left - waiting.since) * 1e3
+                waiting.answer.set_result(self._part(answer, first, last, waited_ms))
             first = last
 
 

@@ -48,9 +48,9 @@ class Found:
     times: StageTimes
     missing: tuple[str, ...] = ()
 
-    def part(self, first: int, last: int) -> "Found":
-        """Of the queries first to last (exclusive)."""
-        return replace(self, hits=self.hits[first:last])
+    def part(self, first: int, last: int, waited_ms: float) -> "Found":
+        """Of the queries first to last (exclusive), which waited before the call."""
+        return replace(self, hits=self.hits[first:last], times=self.times.after_waiting(waited_ms))
 
 
 class _Kind(NamedTuple):

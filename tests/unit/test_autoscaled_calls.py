@@ -114,3 +114,24 @@ def test_where_replicas_are_fixed_texts_travel_together() -> None:
     assert (model.most, sum(model.sizes)) == (4, 40)
     model = calls([["a text"] * 400], "news", grows=False)
     assert (model.most, max(model.sizes)) == (4, 64)
+
+
+@pytest.mark.parametrize("name", ["clip", "news"])
+def test_what_waits_for_its_turn_behind_the_rest_of_its_request_waits_in_a_queue(name: str) -> None:
+    async def main() -> None:
+        model, timing = Model(), Timing()
+        handle: Any = model
+        args = Settings.from_args({"classifiers": {"news": {"source": "x"}}, "gateway.texts_per_call": 8})
+        inference = Inference(args, None, handle, {"news": handle}, {}, {})
+        texts = [f"text {n}" for n in range(64)]
+        asked = (
+            inference.classify("news", texts, timing) if name == "news" else inference.compute(timing, texts)
+        )
+        task = asyncio.create_task(asked)
+        await asyncio.sleep(0.03)
+        assert len(model.sizes) == model.out < 8
+        model.go.set()
+        await task
+        assert timing.total.queue >= 30
+
+    asyncio.run(main())

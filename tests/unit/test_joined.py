@@ -1,6 +1,7 @@
 """Calls that travel together: when they leave, and that each caller gets its own answer or error."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -33,7 +34,7 @@ class Slow:
         return [item * item for item in items]
 
 
-def part(answer: list[int], first: int, last: int) -> list[int]:
+def part(answer: list[int], first: int, last: int, waited_ms: float) -> list[int]:
     return answer[first:last]
 
 
@@ -266,5 +267,27 @@ def test_one_caller_gets_the_very_error() -> None:
             await call("a", [666])
         assert raised.value is slow.error
         assert raised.traceback[-1].name == "__call__"  # where it came from, for the log
+
+    asyncio.run(scenario())
+
+
+def test_each_caller_is_told_how_long_it_waited_for_its_call_to_leave() -> None:
+    async def scenario() -> None:
+        slow, waited = Slow(), dict[int, float]()
+
+        def noted(answer: list[int], first: int, last: int, waited_ms: float) -> list[int]:
+            waited[answer[first]] = waited_ms
+            return answer[first:last]
+
+        call = Joined[str, int, list[int]](slow, noted, most=1)
+        began = time.perf_counter()
+        tasks = await started(*(call("a", [n]) for n in range(4)))
+        await asyncio.sleep(0.03)
+        slow.gate.set()
+        await asyncio.gather(*tasks)
+        whole_ms = (time.perf_counter() - began) * 1e3
+        at_once = [waited[n * n] for n in range(AT_ONCE)]
+        later = [waited[n * n] for n in range(AT_ONCE, 4)]
+        assert max(at_once) < 30 <= min(later) <= max(later) <= whole_ms
 
     asyncio.run(scenario())

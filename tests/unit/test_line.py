@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,34 @@ def test_an_exchange_that_ends_answers_what_was_asked_and_nothing_else() -> None
         assert not path.parent.exists()
 
     on_a_line(use)
+
+
+def test_what_was_asked_before_the_end_arrives_whole_however_large() -> None:
+    size = 5_000_000  # more than the socket's buffers hold
+
+    async def ask(path: str, asked: Event) -> int:
+        line = await Line.to(path)
+        answer = asyncio.create_task(line.call("large", size, 0.05))
+        await asyncio.sleep(0)
+        asked.set()
+        return len(await answer)
+
+    async def large(size: int, after_s: float) -> bytes:
+        await asyncio.sleep(after_s)
+        return bytes(size)
+
+    async def main() -> None:
+        exchange, asked = Exchange(large), Event()
+        path = await exchange.opened()
+        # On an event loop of its own, as another process has.
+        caller = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(ask(path, asked))))
+        await asyncio.to_thread(asked.wait)
+        while not exchange._tasks:  # noqa: ASYNC110 — of a state that only tests wait for
+            await asyncio.sleep(0.001)
+        await exchange.drained()
+        assert await caller == size
+
+    asyncio.run(main())
 
 
 def test_a_path_that_is_too_long_is_not_used() -> None:
