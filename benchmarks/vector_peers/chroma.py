@@ -1,7 +1,6 @@
 """Chroma: its own server, `chroma run`, with its HNSW index and defaults."""
 
 import base64
-import signal
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
@@ -12,7 +11,8 @@ import requests
 from benchmarks.vector_peers import processes
 from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured, http_request
 from benchmarks.vector_peers.dataset import Dataset, Floats, K
-from benchmarks.vector_peers.system import Context, HttpSystem, Ids, Setting, free_port, wait_until
+from benchmarks.vector_peers.system import Context, HttpSystem, Ids, Setting, wait_until
+from tests.server import free_port, stop
 
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 EF_SEARCH = (10, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500)
@@ -49,7 +49,7 @@ class Chroma(HttpSystem):
 
     def stop(self) -> None:
         if self._process:
-            processes.stop(self._process, signal.SIGINT)
+            stop(self._process)
             self._process = None
 
     def load(self, data: Dataset) -> None:

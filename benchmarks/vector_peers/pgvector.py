@@ -12,15 +12,8 @@ import numpy as np
 from benchmarks.vector_peers import processes
 from benchmarks.vector_peers.client import Measured, PostgresEndpoint
 from benchmarks.vector_peers.dataset import Dataset, Floats, K
-from benchmarks.vector_peers.system import (
-    Context,
-    Ids,
-    Setting,
-    System,
-    free_port,
-    send,
-    wait_until,
-)
+from benchmarks.vector_peers.system import Context, Ids, Setting, System, send, wait_until
+from tests.server import free_port, stop
 
 EF_SEARCH = (10, 16, 24, 32, 40, 64, 100, 150, 200, 300, 500)
 COPY_ROWS = 1000
@@ -94,7 +87,7 @@ class Pgvector(System):
 
     def stop(self) -> None:
         if self._process:
-            processes.stop(self._process, signal.SIGINT)  # "fast": ends connections, writes a checkpoint
+            stop(self._process, signal.SIGINT)  # "fast": ends connections, writes a checkpoint
             self._process = None
 
     def load(self, data: Dataset) -> None:

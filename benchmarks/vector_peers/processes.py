@@ -3,13 +3,11 @@
 import os
 import secrets
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 MARK = "VECTOR_SEARCH_BENCHMARK"
 PARTS = {"total": "Pss", "anonymous": "Pss_Anon", "file": "Pss_File", "shared": "Pss_Shmem"}
-STOP_TIMEOUT_S = 60.0
 
 
 def new_mark() -> dict[str, str]:
@@ -74,17 +72,6 @@ def bytes_on_disk(directory: Path) -> int:
             except OSError:
                 continue  # compacted away meanwhile
     return total
-
-
-def stop(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Asks the process to stop and waits for it; kills its group if it does not."""
-    if process.poll() is None:
-        process.send_signal(number)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def end_all(mark: dict[str, str], timeout_s: float = 10.0) -> None:

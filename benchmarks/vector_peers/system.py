@@ -1,7 +1,6 @@
 """What every measured system can do, and what HTTP systems share."""
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -171,13 +170,6 @@ def upsert_all(
 ) -> None:
     """Encodes and sends every batch. Runs in the load client."""
     client.send_each(endpoint, (encode(path, *batch) for batch in data.batches(BATCH)), LOADERS)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
