@@ -8,7 +8,7 @@ from importlib.metadata import version as installed_version
 import orjson
 import requests
 
-from benchmarks.vector_peers import processes
+from benchmarks import processes
 from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured, http_request
 from benchmarks.vector_peers.dataset import Dataset, Floats, K
 from benchmarks.vector_peers.system import Context, HttpSystem, Ids, Setting, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.vector_peers import processes
+from benchmarks import processes
 from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured
 from benchmarks.vector_peers.dataset import FILTERS, Dataset, K, Queries, Truth
 from benchmarks.vector_peers.system import Ids, Setting, System
@@ -137,7 +137,9 @@ def _memory(system: System, load: Callable[[], object], after_s: float) -> Recor
         "scenario": "memory",
         **{f"{part}_bytes": sum(size[part] for size in sizes.values()) for part in processes.PARTS},
         "processes": len(sizes),
-        "largest": [{"process": processes.title(pid), **sizes[pid]} for pid in largest],
+        "largest": [
+            {"process": processes.command(pid).replace("\0", " ")[:60], **sizes[pid]} for pid in largest
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.vector_peers import processes
+from benchmarks import processes
 from benchmarks.vector_peers.client import Measured, PostgresEndpoint
 from benchmarks.vector_peers.dataset import Dataset, Floats, K
 from benchmarks.vector_peers.system import Context, Ids, Setting, System, send, wait_until

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.vector_peers import client, processes
+from benchmarks import processes
+from benchmarks.vector_peers import client
 from benchmarks.vector_peers.client import Measured
 from benchmarks.vector_peers.dataset import Dataset, Floats
 from benchmarks.vector_peers.worker import Worker

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.vector_peers import mixture, processes, report
+from benchmarks import processes
+from benchmarks.vector_peers import mixture, report
 from benchmarks.vector_peers.bare_faiss import BareFaiss
 from benchmarks.vector_peers.client import Measured
 from benchmarks.vector_peers.dataset import Dataset, Floats

@@ -1,4 +1,7 @@
-"""Processes of a system: found, weighed, and seen to be gone."""
+"""Processes of a system: found, weighed, and seen to be gone.
+
+Needs nothing but Python, for the peers' own processes import it too.
+"""
 
 import os
 import secrets
@@ -20,8 +23,11 @@ def environment(mark: dict[str, str], **extra: str) -> dict[str, str]:
 
 
 def marked(mark: dict[str, str]) -> list[int]:
-    """The living processes that were started with this mark, and their descendants."""
-    entry = f"{MARK}={mark[MARK]}".encode()
+    """The living processes that were started with these environment variables, and their descendants.
+
+    By environment, because a cluster's processes outlive their parents and change their sessions.
+    """
+    entries = {f"{name}={value}".encode() for name, value in mark.items()}
     parents: dict[int, int] = {}
     found: set[int] = set()
     for directory in Path("/proc").iterdir():
@@ -31,7 +37,7 @@ def marked(mark: dict[str, str]) -> list[int]:
                 if state == "Z":
                     continue
                 parents[int(directory.name)] = int(parent)
-                if entry in (directory / "environ").read_bytes().split(b"\0"):
+                if entries <= {*(directory / "environ").read_bytes().split(b"\0")}:
                     found.add(int(directory.name))
             except (OSError, ValueError):
                 continue  # ended meanwhile, or another user's
@@ -54,10 +60,10 @@ def memory(pid: int) -> dict[str, int]:
     return {part: kilobytes.get(field, 0) * 1024 for part, field in PARTS.items()}
 
 
-def title(pid: int) -> str:
-    """How the process calls itself, at most 60 characters; empty if it has ended."""
+def command(pid: int) -> str:
+    """How the process was called or calls itself, its arguments separated by NUL; empty if it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:60]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
 
