@@ -1,5 +1,6 @@
 """`serve_config.yaml` as the command lines read it, with the settings they are given laid over it."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ def read_config(path: Path) -> ServeConfig:
 def laid_over(args: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Both, `over` read last: a key of it wins over one in `args`, dotted or nested."""
     return {key: value for key, value in args.items() if key not in over} | dict(over)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """`--set KEY=VALUE`, as often as wanted; `parse_overrides` reads what was given."""
+    about = "a setting over the file's; repeatable"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from configs.files import laid_over, parse_overrides, read_config
+from configs.files import add_set, laid_over, parse_overrides, read_config
 from configs.settings import Settings, SettingsError
 from serve_app.listening import Listening, listening
 
@@ -46,13 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve on this machine until interrupted")
     serve.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    serve.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting over the file's; repeatable",
-    )
+    add_set(serve)
     serve.add_argument("--host", help="address to listen on (default: the file's)")
     serve.add_argument("--port", type=int, help="port to listen on (default: the file's)")
     serve.add_argument("--metrics-port", type=int, help="port of Prometheus metrics (default: any free one)")

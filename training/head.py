@@ -33,7 +33,7 @@ class Head(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """What an encoder makes of every row of one part."""
 

@@ -32,6 +32,7 @@ from deployments.models.sources import ENCODER, resolve
 from training import card, metrics, versions
 from training.checkpoint import Epoch
 from training.data import DataError, Row, describe
+from training.head import Features
 from training.image_folder import embed_folder, read_folder
 from training.split import known, labels_of, split
 
@@ -50,16 +51,8 @@ class HeadOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Vectors float32[n, d] and classes int64[n]."""
-
-    vectors: torch.Tensor
-    classes: torch.Tensor
-
-
 def fit(
-    train: Part, validation: Part, classes: int, options: HeadOptions
+    train: Features, validation: Features, classes: int, options: HeadOptions
 ) -> tuple[nn.Sequential, list[Epoch]]:
     """The head of the epoch with the smallest validation loss, and the epochs.
 
@@ -129,11 +122,11 @@ def train_folder(
     labels = labels_of(parts.train)
     place = {row.text: i for i, row in enumerate(rows)}
 
-    def part(of: Sequence[Row]) -> Part:
+    def part(of: Sequence[Row]) -> Features:
         kept = known(of, labels)[0]
         places = [place[row.text] for row in kept]
         classes = torch.tensor([labels.index(row.label) for row in kept], dtype=torch.int64)
-        return Part(torch.from_numpy(vectors[places]), classes)
+        return Features(torch.from_numpy(vectors[places]), classes)
 
     train, validation, test = part(parts.train), part(parts.validation), part(parts.test)
     head, history = fit(train, validation, len(labels), options)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from configs.files import laid_over, parse_overrides, read_config
+from configs.files import add_set, laid_over, parse_overrides, read_config
 from configs.settings import Settings, TrainingSettings
 
 _GROUP = "training."
@@ -14,13 +14,7 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     """The arguments that every such command has."""
     parser.add_argument("--address", help="a running cluster; without it one is started on this machine")
     parser.add_argument("--config", type=Path, help="settings, as serve_config.yaml holds them")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting over the file's; repeatable",
-    )
+    add_set(parser)
     add_flag(parser, "--storage", "storage_dir", type=Path)
 
 

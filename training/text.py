@@ -15,15 +15,22 @@ from training.network import STARTER
 from training.train import train
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads labelled texts is told of them, and of the base it starts from."""
+    parser.add_argument("--csv", type=Path, required=True, help="UTF-8 CSV with a header")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--delimiter", type=_delimiter, default=",", help="one character, or `tab`")
+    parser.add_argument("--base", default=STARTER, help="`starter` (MiniLM), or a DistilBERT directory")
+    parser.add_argument("--smoke", action="store_true", help="5%% of the rows, to see that everything runs")
+    parser.add_argument("--cache-dir", type=Path, default=Path(".cache"))
+
+
 def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     """The arguments of every command that trains a text classifier."""
     default = Options()
     out = argparse.ArgumentParser(prog=program, description=about)
-    out.add_argument("--csv", type=Path, required=True, help="UTF-8 CSV with a header")
-    out.add_argument("--text-column", default="text")
-    out.add_argument("--label-column", default="label")
-    out.add_argument("--delimiter", type=_delimiter, default=",", help="one character, or `tab`")
-    out.add_argument("--base", default=STARTER, help="`starter` (MiniLM), or a DistilBERT directory")
+    add_data(out)
     out.add_argument("--output", type=Path, required=True, help="models/NAME; its next version is written")
     out.add_argument("--epochs", type=_positive, default=default.epochs)
     out.add_argument("--batch-size", type=_positive, default=default.batch_size)
@@ -35,9 +42,7 @@ def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     out.add_argument("--max-tokens", type=_positive, default=128, help="longer texts are cut in training")
     out.add_argument("--validation", type=_part, default=0.1, help="share of the rows, or a CSV")
     out.add_argument("--test", type=_part, default=0.1, help="share of the rows, or a CSV")
-    out.add_argument("--smoke", action="store_true", help="5%% of the rows, to see that everything runs")
     out.add_argument("--resume", action="store_true", help="go on from the last epoch of a stopped run")
-    out.add_argument("--cache-dir", type=Path, default=Path(".cache"))
     return out
 
 

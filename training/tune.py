@@ -28,8 +28,9 @@ from training.data import DataError
 from training.head import Features, fit_head
 from training.job import Job, prepare
 from training.loop import Options
-from training.network import STARTER, base_directory, build
+from training.network import base_directory, build
 from training.scale import add_flag, add_scale, scale_of
+from training.text import add_data
 
 LEARNING_RATES: Final = (1e-5, 1e-1)  # log-uniform between the two
 BATCH_SIZES: Final = (32, 64, 128, 256, 512)
@@ -154,16 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search on `--address`, or on a cluster of this machine that is started for it and stopped after."""
     default = Search()
     out = argparse.ArgumentParser(prog="python -m training.tune", description=__doc__)
-    out.add_argument("--csv", type=Path, required=True)
-    out.add_argument("--text-column", default="text")
-    out.add_argument("--label-column", default="label")
-    out.add_argument("--base", default=STARTER, help="`starter` (MiniLM), or a DistilBERT directory")
+    add_data(out)
     out.add_argument("--table", type=Path, required=True, help="the results, as a CSV")
     out.add_argument("--trials", type=int, default=default.trials)
     out.add_argument("--epochs", type=int, default=default.epochs)
     out.add_argument("--seed", type=int, default=default.seed)
-    out.add_argument("--smoke", action="store_true", help="5%% of the rows")
-    out.add_argument("--cache-dir", type=Path, default=Path(".cache"))
     add_scale(out)
     add_flag(out, "--at-once", "search.trials_at_once", type=int)
     add_flag(out, "--cpus", "search.local_cpus", type=int)
@@ -172,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         csv=given.csv,
         text_column=given.text_column,
         label_column=given.label_column,
+        delimiter=given.delimiter,
         base=given.base,
         output=given.table.parent,
         validation=0.2,  # the search is about this part alone, so nothing is kept for a test

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from training import tune
 from training.data import DataError, Table, describe, read_csv
 
 
@@ -72,6 +73,15 @@ def test_texts_over_the_csv_modules_own_limit(tmp_path: Path) -> None:
 
 def test_another_delimiter(tmp_path: Path) -> None:
     assert read(tmp_path, b"text\tlabel\na, b\tx\n", "\t").rows[0].text == "a, b"
+
+
+def test_a_search_reads_with_the_delimiter_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.csv").write_text("text;label\none;a\ntwo;a\n")
+    given = ["--csv", str(tmp_path / "data.csv"), "--table", str(tmp_path / "t.csv"), "--delimiter", ";"]
+    assert tune.main(given) == 1
+    assert "every row to train on has the label 'a'" in capsys.readouterr().err
 
 
 def test_missing_columns_and_files(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from deployments.models.towers import Encoder
 from tests.assets import CACHE, starter
 from tests.photos import encoded, photos
 from training.data import DataError
+from training.head import Features
 from training.image_folder import embed_folder, read_folder
-from training.images import HeadOptions, Part, fit, main, train_folder
+from training.images import HeadOptions, fit, main, train_folder
 
 CLASSES = ("chelsea", "rocket", "flower", "motorcycle")
 CROPS = 20  # of each photo
@@ -115,6 +116,6 @@ def test_reading_a_missing_folder() -> None:
 
 
 def test_a_loss_that_is_never_a_number_is_told() -> None:
-    part = Part(torch.full((20, 4), torch.inf), torch.arange(20) % 2)
+    part = Features(torch.full((20, 4), torch.inf), torch.arange(20) % 2)
     with pytest.raises(DataError, match="never a number"):
         fit(part, part, 2, HeadOptions(epochs=3))
