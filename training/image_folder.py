@@ -14,7 +14,7 @@ from deployments.errors import BadInput
 from deployments.models.base import Vectors
 from deployments.models.images import decode
 from deployments.models.towers import Encoder
-from training.data import DataError, Problem, Row
+from training.data import DataError, Row
 
 _BATCH: Final = 32  # images a forward; larger batches gain nothing on a CPU (FACTS: 97/s at 32)
 _SAVE_EVERY: Final = 1024  # images; a run that was stopped loses at most that many embeddings
@@ -53,8 +53,8 @@ def read_folder(root: Path) -> ImageFolder:
 
 def embed_folder(
     folder: ImageFolder, encoder: Encoder, store: Path
-) -> tuple[tuple[Row, ...], Vectors, tuple[Problem, ...]]:
-    """Embeddings float32[n, dimensions] of the rows that decode, those rows, and the others as problems.
+) -> tuple[tuple[Row, ...], Vectors, dict[str, str]]:
+    """The rows that decode, their embeddings float32[n, dimensions], and why each other file was left out.
 
     Each image is embedded once: `store` keeps vectors by the file's content under the encoder's
     fingerprint. The same picture under two names counts once, so that it cannot be in two parts.
@@ -63,7 +63,7 @@ def embed_folder(
     known = _load(path)
     kept: list[Row] = []
     digests: list[str] = []
-    problems: list[Problem] = []
+    left_out: dict[str, str] = {}
     waiting: dict[str, np.ndarray] = {}
     seen: dict[str, str] = {}
 
@@ -78,13 +78,13 @@ def embed_folder(
         content = (folder.root / row.text).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest in seen:
-            problems.append(Problem(row.line, f"same picture as {seen[digest]}"))
+            left_out[row.text] = f"same picture as {seen[digest]}"
             continue
         if digest not in known:
             try:
                 waiting[digest] = decode(content, encoder.image.size, LimitSettings().max_image_pixels)
             except BadInput as error:
-                problems.append(Problem(row.line, f"{row.text}: {error}"))
+                left_out[row.text] = str(error)
                 continue
             unsaved += 1
         seen[digest] = row.text
@@ -100,7 +100,7 @@ def embed_folder(
     if unsaved:
         _save(path, known)
     vectors = np.stack([known[digest] for digest in digests]) if kept else np.empty((0, 0), np.float32)
-    return tuple(kept), vectors, tuple(problems)
+    return tuple(kept), vectors, left_out
 
 
 def _load(path: Path) -> dict[str, Vectors]:

@@ -31,13 +31,14 @@ from deployments.models.loading import load_encoder
 from deployments.models.sources import ENCODER, resolve
 from training import card, metrics, versions
 from training.checkpoint import Epoch
-from training.data import DataError, Row, describe
+from training.data import DataError, Row
 from training.head import Features
 from training.image_folder import embed_folder, read_folder
 from training.split import known, labels_of, split
 
 _PATIENCE: Final = 20  # epochs; one takes milliseconds
 _WEIGHT_DECAY: Final = 1e-2
+_LISTED: Final = 20  # files left out that the card names; all are told while it is made
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,12 @@ def train_folder(
     settings = ClipSettings(source=encoder_source)
     source = resolve(settings, cache_dir, starter=ENCODER)
     encoder = load_encoder(source, settings, cache_dir, threads_for(None, 0))
-    rows, vectors, problems = embed_folder(listed, encoder, cache_dir / "embeddings")
-    for problem in problems:
-        tqdm.write(f"left out: {problem.reason}")
+    rows, vectors, unused = embed_folder(listed, encoder, cache_dir / "embeddings")
+    left_out = [f"left out: {file}: {reason}" for file, reason in unused.items()]
+    for line in left_out:
+        tqdm.write(line)
+    if len(left_out) > _LISTED:
+        left_out[_LISTED:] = [f"left out: {len(left_out) - _LISTED} more"]
     parts = split(rows, validation=0.1, test=0.1, seed=options.seed)
     labels = labels_of(parts.train)
     place = {row.text: i for i, row in enumerate(rows)}
@@ -164,7 +168,7 @@ def train_folder(
             measured_on=measured_on,
             result=result,
             history=history,
-            left_out=describe(problems),
+            left_out=left_out,
             command=command,
         )
         (directory / "README.md").write_text(text, encoding="utf-8")

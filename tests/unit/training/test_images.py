@@ -66,16 +66,18 @@ def test_a_head_is_trained_saved_and_classifies_what_it_never_saw(
     assert found == list(CLASSES)
     card = (published / "README.md").read_text()
     assert "Accuracy" in card
-    assert "broken.jpg" in card
+    assert "- left out: flower/again.jpg: same picture as flower/00.jpg" in card
+    assert "- left out: rocket/broken.jpg: " in card
+    assert "(line" not in card
     assert (published / "confusion.png").stat().st_size > 0
 
 
 def test_embeddings_are_computed_once(folder: Path, encoder: Encoder, tmp_path: Path) -> None:
     listed = read_folder(folder)
-    rows, vectors, problems = embed_folder(listed, encoder, tmp_path)
+    rows, vectors, left_out = embed_folder(listed, encoder, tmp_path)
     assert len(rows) == len(CLASSES) * CROPS
-    reasons = sorted(problem.reason.split(": ")[0] for problem in problems)
-    assert reasons == ["rocket/broken.jpg", "same picture as flower/00.jpg"]
+    assert list(left_out) == ["flower/again.jpg", "rocket/broken.jpg"]
+    assert left_out["flower/again.jpg"] == "same picture as flower/00.jpg"
     calls: list[int] = []
 
     class Counting(type(encoder.image)):  # type: ignore[misc]
