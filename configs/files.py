@@ -1,14 +1,17 @@
-"""`serve_config.yaml` as the command lines read it, with the settings they are given laid over it."""
+"""`serve_config.yaml` as the command lines read it, with the settings and numbers they are given."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from configs.settings import SettingsError
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,26 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     """`--set KEY=VALUE`, as often as wanted; `parse_overrides` reads what was given."""
     about = "a setting over the file's; repeatable"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
+
+
+def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+    return _number(int, f"a whole number from {least} to {most}", least, most)
+
+
+def real(least: float, most: float = 10**9) -> Callable[[str], float]:
+    """An argparse type: a number from `least` to `most`."""
+    return _number(float, f"a number from {least} to {most}", least, most)
+
+
+def _number(kind: type[N], wanted: str, least: float, most: float) -> Callable[[str], N]:
+    def read(text: str) -> N:
+        with suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return read
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from configs.files import real, whole
 from configs.settings import ClipSettings, Settings, SettingsError
 from configs.threads import threads_for
 from deployments.errors import SightlineError
@@ -186,10 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="a directory of images for each class")
     parser.add_argument("--output", type=Path, required=True, help="models/NAME; its next version is written")
     parser.add_argument("--encoder", default=Settings().clip.source, help="as `clip.source` in the settings")
-    parser.add_argument("--hidden", type=int, default=default.hidden, help="0 for a linear probe")
-    parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--lr", type=float, default=default.lr)
+    parser.add_argument("--hidden", type=whole(0), default=default.hidden, help="0 for a linear probe")
+    parser.add_argument("--epochs", type=whole(1), default=default.epochs)
+    parser.add_argument("--batch-size", type=whole(1), default=default.batch_size)
+    parser.add_argument("--lr", type=real(0, 1), default=default.lr)
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"))
     given = parser.parse_args(arguments)

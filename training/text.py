@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.files import real, whole
 from configs.settings import SettingsError
 from deployments.errors import SightlineError
 from training.data import DataError
@@ -32,14 +33,16 @@ def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog=program, description=about)
     add_data(out)
     out.add_argument("--output", type=Path, required=True, help="models/NAME; its next version is written")
-    out.add_argument("--epochs", type=_positive, default=default.epochs)
-    out.add_argument("--batch-size", type=_positive, default=default.batch_size)
-    out.add_argument("--lr", type=float, default=default.lr, help="peak learning rate (default %(default)s)")
+    out.add_argument("--epochs", type=whole(1), default=default.epochs)
+    out.add_argument("--batch-size", type=whole(1), default=default.batch_size)
+    out.add_argument(
+        "--lr", type=real(0, 1), default=default.lr, help="peak learning rate (default %(default)s)"
+    )
     out.add_argument("--seed", type=int, default=default.seed)
-    out.add_argument("--patience", type=_positive, default=default.patience, help="epochs without progress")
+    out.add_argument("--patience", type=whole(1), default=default.patience, help="epochs without progress")
     out.add_argument("--freeze", choices=("nothing", "embeddings", "encoder"), default=default.freeze)
-    out.add_argument("--label-smoothing", type=float, default=default.label_smoothing)
-    out.add_argument("--max-tokens", type=_positive, default=128, help="longer texts are cut in training")
+    out.add_argument("--label-smoothing", type=real(0, 1), default=default.label_smoothing)
+    out.add_argument("--max-tokens", type=whole(1), default=128, help="longer texts are cut in training")
     out.add_argument("--validation", type=_part, default=0.1, help="share of the rows, or a CSV")
     out.add_argument("--test", type=_part, default=0.1, help="share of the rows, or a CSV")
     out.add_argument("--resume", action="store_true", help="go on from the last epoch of a stopped run")
@@ -88,12 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _positive(value: str) -> int:
-    if int(value) < 1:
-        raise ValueError
-    return int(value)
-
-
 def _delimiter(value: str) -> str:
     value = "\t" if value in ("tab", "\\t") else value
     if len(value) != 1:
@@ -103,9 +100,10 @@ def _delimiter(value: str) -> str:
 
 def _part(value: str) -> float | Path:
     try:
-        return float(value)
+        float(value)
     except ValueError:
         return Path(value)
+    return real(0, 1)(value)
 
 
 if __name__ == "__main__":

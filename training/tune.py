@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from transformers import DistilBertForSequenceClassification
 
+from configs.files import whole
 from configs.settings import SearchSettings, SettingsError
 from configs.threads import threads_for
 from deployments.errors import SightlineError
@@ -157,9 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = argparse.ArgumentParser(prog="python -m training.tune", description=__doc__)
     add_data(out)
     out.add_argument("--table", type=Path, required=True, help="the results, as a CSV")
-    out.add_argument("--trials", type=int, default=default.trials)
-    out.add_argument("--epochs", type=int, default=default.epochs)
-    out.add_argument("--seed", type=int, default=default.seed)
+    out.add_argument("--trials", type=whole(1), default=default.trials)
+    out.add_argument("--epochs", type=whole(1), default=default.epochs)
+    out.add_argument("--seed", type=whole(0, 2**32 - 1), default=default.seed)  # as numpy takes them
     add_scale(out)
     add_flag(out, "--at-once", "search.trials_at_once", type=int)
     add_flag(out, "--cpus", "search.local_cpus", type=int)

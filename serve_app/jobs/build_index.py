@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
+from configs.files import real, whole
 from configs.settings import ClipSettings, SettingsError
 from deployments.errors import SightlineError, cause_of
 from deployments.models.sources import ENCODER, resolve
@@ -230,13 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if problem is None and (outcome.stored or outcome.there) else 1
 
 
-def _batch_rows(text: str) -> int:
-    rows = int(text)
-    if not 1 <= rows <= MISSING_IDS:
-        raise argparse.ArgumentTypeError(f"{rows}; 1 to {MISSING_IDS} rows are sent at once")
-    return rows
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve_app.jobs.build_index",
@@ -248,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server")
     images = parser.add_argument_group("images")
     images.add_argument("--model", default=ClipSettings().source, help="as the server's `clip.source`")
-    images.add_argument("--workers", type=int, default=1, help="encoders, each a process")
-    images.add_argument("--cpus", type=float, default=len(os.sched_getaffinity(0)), help="of each worker")
+    images.add_argument("--workers", type=whole(1), default=1, help="encoders, each a process")
+    images.add_argument("--cpus", type=real(0), default=len(os.sched_getaffinity(0)), help="of each worker")
     images.add_argument("--address", help="a running Ray cluster; without it one is started on this machine")
     images.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="of weights")
     vectors = parser.add_argument_group("vectors in Parquet files")
@@ -257,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     vectors.add_argument("--id-column", help="without it ids are made from the vectors")
     vectors.add_argument("--metadata-columns", help="separated by commas (default: all others)")
     vectors.add_argument("--fingerprint", help="of the model that made them, for a collection of a model")
-    vectors.add_argument("--batch", type=_batch_rows, default=500, help="rows sent at once (%(default)s)")
+    vectors.add_argument(
+        "--batch", type=whole(1, MISSING_IDS), default=500, help="rows sent at once (%(default)s)"
+    )
     return parser
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
+from configs.files import whole
 from serve_app.jobs.server import KEY_VARIABLE, Collection, Refused
 
 SIZE: Final = (720, 440)
@@ -80,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve_app.jobs.evaluate_index", description=main.__doc__)
     parser.add_argument("collection")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--queries", type=int, default=200, help="made from as many stored vectors")
-    parser.add_argument("--k", type=int, default=10, help="neighbours that each query asks for")
+    parser.add_argument("--queries", type=whole(1), default=200, help="made from as many stored vectors")
+    parser.add_argument("--k", type=whole(1), default=10, help="neighbours that each query asks for")
     parser.add_argument("--picture", type=Path, metavar="PNG")
     given = parser.parse_args(arguments)
     try:

@@ -191,7 +191,7 @@ def test_what_was_done_before_the_server_refused_is_told(
     assert "left out: row 1: is bad\nno more room" in told.err
     with pytest.raises(SystemExit):
         build_index.main([str(tmp_path), "c", "--batch", "10001"])
-    assert "1 to 10000 rows" in capsys.readouterr().err
+    assert "from 1 to 10000" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_the_collections_is_refused(
