@@ -136,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export one model directory and compare the file with the model."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"))
     parser.add_argument("model", type=Path, help="models/NAME/VERSION, or models/NAME for the newest")

@@ -78,7 +78,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and, where asked, write the picture."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.jobs.evaluate_index", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m serve_app.jobs.evaluate_index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("collection")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--queries", type=whole(1), default=200, help="made from as many stored vectors")
