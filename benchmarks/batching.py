@@ -13,22 +13,18 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import random
-import secrets
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from configs.settings import BatchSettings
 from deployments.batching import BatchQueue
+from deployments.ray_cluster import connected
 
 FORWARD_S = 0.050
 PER_ITEM_S = 0.002
@@ -110,39 +106,16 @@ VARIANTS: dict[str, tuple[type[FakeModel], tuple[float, ...]]] = {
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """A Ray of our own on loopback, with its own directory and token, stopped at the end."""
-    private = Path(
-        tempfile.mkdtemp(prefix="sl", dir="/tmp")
-    )  # short: Ray's socket paths end at 107 characters
-    token = private / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0"
-    )
-    import ray  # reads the environment above
-    from ray import serve
+    """A Ray of our own on two CPUs of this machine, with Serve and no proxy, stopped at the end."""
+    with connected(None, cpus=2):
+        from ray import serve
 
-    try:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100_000_000,  # integers travel inline; the least Ray accepts is 75 MB
-            _temp_dir=str(private),
-            _node_ip_address="127.0.0.1",
-        )
         try:
             serve.start(proxy_location="Disabled")
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             yield
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 async def timed(handle: Any, item: int, intended: float) -> tuple[float, float]:
