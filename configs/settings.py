@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+EngineName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX, allow_inf_nan=False)]
 
@@ -47,6 +48,11 @@ class SettingsError(ValueError):
     """The settings are wrong; the message names each key and what is accepted."""
 
 
+def problem(error: ErrorDetails) -> str:
+    """What pydantic says is wrong, without what kind of Python error told it."""
+    return error["msg"].removeprefix("Value error, ")
+
+
 class Frozen(BaseModel):
     """A settings group: immutable, and strict about its keys."""
 
@@ -68,23 +74,15 @@ class ScaleSettings(Frozen):
         default=16,
         gt=0,
         allow_inf_nan=False,
-        description="calls at work per replica, on average over 30 s, for autoscaling. A request makes one "
-        "for an eighth of images_per_call or texts_per_call; what is enough for max_replicas is let in, "
-        "whatever it takes, as far as the max_inflight limits go",
+        description="ongoing calls per replica that Serve aims at, on average over 30 s. A request makes one "
+        "for each eighth of images_per_call or texts_per_call; as many are let in as max_replicas would "
+        "need, up to the max_inflight limits",
     )
     upscale_delay_s: float = Field(
         default=30, ge=0, allow_inf_nan=False, description="of more calls than the target"
     )
     downscale_delay_s: float = Field(default=600, ge=0, allow_inf_nan=False, description="of fewer")
-    max_ongoing_requests: Positive = Field(
-        default=10_000,
-        description="per replica; the gateway's limits bound the load, and requests that Serve holds back "
-        "would be hidden from the batch queue and from health checks; calls past Serve do not count",
-    )
     cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    gpus: float = Field(
-        default=0, ge=0, le=1, description="share of one that each replica is given; with 0 it sees none"
-    )
 
     @property
     def autoscales(self) -> bool:
@@ -102,6 +100,14 @@ class ScaleSettings(Frozen):
                 f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})"
             )
         return self
+
+
+class ModelScaleSettings(ScaleSettings):
+    """Of a model, which can run on a GPU."""
+
+    gpus: float = Field(
+        default=0, ge=0, le=1, description="share of one that each replica is given; with 0 it sees none"
+    )
 
 
 class BatchSettings(Frozen):
@@ -145,7 +151,7 @@ class ModelSettings(Frozen):
         description="`auto`, `starter`, a hub id such as openai/clip-vit-base-patch32, or a local directory",
     )
     revision: str | None = Field(default=None, description="hub revision; the default branch when left out")
-    engine: Literal["auto", "openvino", "torch"] = "auto"
+    engine: EngineName = "auto"
     precision: Precision = Field(
         default="auto",
         description="int8 is for CPUs; quantised once, which takes a minute or more. On a CPU that does not "
@@ -160,7 +166,7 @@ class ModelSettings(Frozen):
         description="a machine without a network must start at once, one with a slow one find the hub",
     )
     batch: BatchSettings = BatchSettings()
-    scale: ScaleSettings = ScaleSettings()
+    scale: ModelScaleSettings = ModelScaleSettings()
 
     @model_validator(mode="after")
     def _int8_on_openvino(self) -> Self:
@@ -174,7 +180,7 @@ class ClipSettings(ModelSettings):
 
     name: Name = "clip"
     hub_id: str = "openai/clip-vit-base-patch32"
-    image_batch: BatchSettings = BatchSettings(max_cost=32)
+    image_batch: BatchSettings = BatchSettings()
 
 
 class VersionSettings(Frozen):
@@ -240,14 +246,13 @@ class IndexSettings(Frozen):
         default=None, description="a place with snapshots that fill a `data_dir` whose index was never used"
     )
     cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    max_ongoing_requests: Positive = 10_000
     threads: Positive | None = Field(default=None, description="search threads; from `cpus` when left out")
     max_search_limit: Positive = 10_000
     compact_ratio: float = Field(
         default=0.2, gt=0, le=1, description="share of dead rows at which rows are rewritten without them"
     )
     segment_rows: Positive = Field(
-        default=10_000, description="written since, at which rows move from memory to a searchable file"
+        default=10_000, description="rows in memory at which they move to a segment on disk"
     )
     merge_idle_s: Seconds = Field(
         default=5,
@@ -298,7 +303,8 @@ class LimitSettings(Frozen):
     max_metadata_bytes: Positive = 64 * 1024
     max_wait_s: Seconds = Field(
         default=0.75,
-        description="that the images or texts already at a model take, by the speed they are answered with",
+        description="a request gets 429 where what is already at its model would take longer, at the rate it "
+        "has been answering",
     )
     max_inflight_requests: Positive = 1024
     max_inflight_images: Positive = 256
@@ -311,7 +317,6 @@ class LimitSettings(Frozen):
         default=64 * MiB, description="about, of a search's results, or labels with scores"
     )
     max_page: Positive = Field(default=1000, description="items on one page")
-    max_json_depth: Positive = Field(default=64, description="nesting of metadata and filters")
     request_timeout_s: Seconds = 60
     retry_after_s: Positive = 1
 
@@ -427,7 +432,9 @@ class Settings(Frozen):
     """The whole application. `serve_config.yaml` gives the values under `args`."""
 
     data_dir: Path = Path("data")
-    cache_dir: Path = Field(default=Path(".cache"), description="fetched weights; safe to delete")
+    cache_dir: Path = Field(
+        default=Path(".cache"), description="fetched weights, converted networks and the like; safe to delete"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="of the replicas; INFO adds a line for every request and hop"
     )
@@ -465,7 +472,7 @@ class Settings(Frozen):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+            problems = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {problem(e)}" for e in error.errors())
             raise SettingsError("; ".join(problems)) from None
 
 

@@ -29,11 +29,11 @@ from deployments.errors import ModelFailed, ModelLost, NotReady, Overloaded, Sig
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
-# Padding a batch may hold whatever its rows bring, in tokens, because a forward of its own has a price too:
-# about 16 tokens on a CPU (DistilBERT takes 3.0 ms for one row of 16, and 1.5 ms a row in a batch of 32),
-# hundreds on a GPU, where a small forward waits for kernel launches.
+# Tokens of padding that a batch may always hold, because a forward of its own costs more: as much as some 16
+# tokens on a CPU (DistilBERT takes 3.0 ms for one row of 16, and 1.5 ms a row in a batch of 32), as hundreds
+# on a GPU, where a small forward waits for kernel launches.
 FREE_PADDING = 64
 MAX_CAUSE_CHARS = 500  # of a failure's text sent to callers: it can hold a whole graph; the log has it all
 
@@ -49,21 +49,16 @@ class Batched(Generic[Output]):
 
 @dataclass(frozen=True)
 class BatchReport:
-    """One finished batch, for metrics. Lengths are in the unit of `length`: tokens, or images."""
+    """One finished batch, for metrics."""
 
-    queue: str
     items: int
-    failed: int
-    length: int  # sum over rows
-    cost: int  # rows times the longest row: what the model worked through
-    queue_ms: float  # of the item that waited longest
     run_ms: float
     waiting: int  # items left in the queue
 
 
 @dataclass(eq=False, slots=True)
 class _Request(Generic[Item, Output]):
-    """One submit. Its error is kept beside the future, which thus never holds one that nobody retrieves."""
+    """One submit. Its error is kept here and not in the future: asyncio logs one that nobody retrieves."""
 
     done: asyncio.Future[None]
     submitted: float
@@ -97,18 +92,6 @@ class _Batch(Generic[Item, Output]):
     finished: float = 0.0
     outputs: Sequence[Output | Exception] = ()  # one per row
     all_failed: bool = False  # by one error, which no single row is to blame for
-
-    def report(self, queue: str, waiting: int) -> BatchReport:
-        return BatchReport(
-            queue=queue,
-            items=len(self.rows),
-            failed=sum(isinstance(output, Exception) for output in self.outputs),
-            length=sum(row.length for row in self.rows),
-            cost=len(self.rows) * max(row.length for row in self.rows),
-            queue_ms=(self.started - min(row.request.submitted for row in self.rows)) * 1e3,
-            run_ms=(self.finished - self.started) * 1e3,
-            waiting=waiting,
-        )
 
 
 class _Waiting(Generic[Item, Output]):
@@ -190,7 +173,6 @@ class BatchQueue(Generic[Item, Output]):
         length: Callable[[Item], int] = _one,
         executor: Executor | None = None,
         workers: int = 1,
-        max_queued_items: int | None = None,
         on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self._run = run
@@ -199,7 +181,6 @@ class BatchQueue(Generic[Item, Output]):
         self._length = length
         self._executor = executor
         self._workers = workers
-        self._max_queued_items = math.inf if max_queued_items is None else max_queued_items
         self._on_batch = on_batch
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tickets = itertools.count()
@@ -217,9 +198,8 @@ class BatchQueue(Generic[Item, Output]):
         """Run the items in as few batches as they fit; a cancelled submit takes out those still queued.
 
         Raises:
-            Overloaded: they would pass `max_queued_items`; none was queued.
+            Overloaded: they would pass `settings.max_queued_items`; none was queued.
             ModelFailed: `run` raised on a batch with one of them, or returned the wrong number of outputs.
-            NotReady: the queue is closed.
             Exception: what `run` returned for one of them; a SightlineError carries its place in `items`.
         """
         if self._ended:
@@ -231,9 +211,10 @@ class BatchQueue(Generic[Item, Output]):
         lengths = [max(1, operator.index(self._length(item))) for item in items]
         if not lengths:
             return Batched([], 0.0, 0.0)
-        if self.waiting + len(lengths) > self._max_queued_items:
+        most = self._settings.max_queued_items
+        if self.waiting + len(lengths) > most:
             raise Overloaded(
-                f"{self._name}: {self.waiting} items wait, the limit is {self._max_queued_items}, "
+                f"{self._name}: {self.waiting} items wait, the limit is {most}, "
                 f"so {len(lengths)} more cannot be queued"
             )
         request = _Request[Item, Output](loop.create_future(), time.perf_counter())
@@ -254,7 +235,7 @@ class BatchQueue(Generic[Item, Output]):
         return Batched(outputs, request.queue_s * 1e3, request.run_s * 1e3)
 
     def check(self) -> None:
-        """Raise if the queue broke or was closed, or a forward has run longer than `stall_timeout_s`."""
+        """Raise if the queue broke, or a forward has run longer than `stall_timeout_s`."""
         if self._ended:
             raise _fresh(self._ended)
         running = list(self._running)  # in one step, as a health check may come from another thread
@@ -262,12 +243,6 @@ class BatchQueue(Generic[Item, Output]):
         if age_s > self._settings.stall_timeout_s:
             limit_s = self._settings.stall_timeout_s
             raise NotReady(f"{self._name}: a forward has run for {age_s:.1f} s, longer than {limit_s:g} s")
-
-    async def close(self) -> None:
-        """Answer every waiter with NotReady; let forwards finish, unless they have stalled."""
-        self._end(NotReady(f"{self._name} is shutting down"))
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=self._settings.stall_timeout_s)
 
     def _turn(
         self, ran: _Batch[Item, Output] | None = None, forward: asyncio.Future[None] | None = None
@@ -319,8 +294,9 @@ class BatchQueue(Generic[Item, Output]):
 
     def _report(self, batch: _Batch[Item, Output]) -> None:
         if self._on_batch:
+            run_ms = (batch.finished - batch.started) * 1e3
             try:
-                self._on_batch(batch.report(self._name, self.waiting))
+                self._on_batch(BatchReport(len(batch.rows), run_ms, self.waiting))
             except Exception:
                 logger.exception("%s: on_batch failed", self._name)
 

@@ -39,7 +39,6 @@ class ServedModel(Generic[Item, Output]):
             length=model.length,
             executor=ThreadPoolExecutor(model.concurrency, f"{name}-forward"),
             workers=model.concurrency,
-            max_queued_items=batch.max_queued_items,
             on_batch=BatchMetrics(name).record,
         )
 

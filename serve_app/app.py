@@ -9,7 +9,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from configs.settings import IndexSettings, ScaleSettings, Settings, SettingsError
+from configs.settings import (
+    ClassifierSettings,
+    IndexSettings,
+    ModelScaleSettings,
+    ScaleSettings,
+    Settings,
+    SettingsError,
+)
 from configs.threads import cores
 from deployments.clip_encoder import ClipEncoder
 from deployments.decoding import Decoder
@@ -29,6 +36,10 @@ INDEX_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 queries in one call took six times the processor time on a busy machine."""
 POOL_CORES = 4
 """From so many on a pool of its own decodes, while fewer are busy with the encoder anyway."""
+
+MAX_ONGOING_REQUESTS = 10_000
+"""Per replica, which is out of reach: the gateway's limits bound the load, and requests that Serve holds back
+would be hidden from the batch queue and from health checks."""
 
 DRAIN_CHECK_S = 0.1
 """After so long, and then as often, a stopping replica looks whether its requests have ended. Serve's own
@@ -81,6 +92,7 @@ def build_app(args: dict[str, Any]) -> Application:
         aliases[source.location] = name
         options = {"user_config": classifier.versions.model_dump()}
         if sources.is_image_head(source, classifier):
+            _check_head(name, classifier)
             deployment = deploy(ImageClassifier, classifier.scale, name=f"ImageClassifier-{name}")
             heads[name] = deployment.options(**options).bind(name, source, cache_dir)
         else:
@@ -92,9 +104,7 @@ def build_app(args: dict[str, Any]) -> Application:
             )
             classifiers[name] = deployment.options(**options).bind(name, source, classifier, cache_dir)
     # Each shard of the index is one writer: it never runs twice over the same files.
-    index_scale = ScaleSettings(
-        cpus=settings.index.cpus, max_ongoing_requests=settings.index.max_ongoing_requests
-    )
+    index_scale = ScaleSettings(cpus=settings.index.cpus)
     index_settings = _index_settings(settings.index, data_dir)
     shards = range(index_settings.shards)
     indexes = [
@@ -117,14 +127,14 @@ def _deployment(
 ) -> Any:
     """A deployment of `body`, scaled as the settings say; its replicas start with `environment` added."""
     actor: dict[str, Any] = {"num_cpus": scale.cpus}
-    if scale.gpus:
+    if isinstance(scale, ModelScaleSettings) and scale.gpus:
         actor["num_gpus"] = scale.gpus
     if environment:
         actor["runtime_env"] = {"env_vars": dict(environment)}
     options: dict[str, Any] = {
         "name": name,
         "ray_actor_options": actor,
-        "max_ongoing_requests": scale.max_ongoing_requests,
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "graceful_shutdown_wait_loop_s": DRAIN_CHECK_S,
         "logging_config": {"log_level": log_level},
     }
@@ -142,7 +152,19 @@ def _deployment(
     return serve.deployment(body, **options)
 
 
-def _visible_gpus(scale: ScaleSettings) -> Mapping[str, str]:
+def _check_head(name: str, settings: ClassifierSettings) -> None:
+    """Raises SettingsError for settings that a head on the image tower has no use for."""
+    unused = ("engine", "precision", "int8", "threads", "batch")
+    given = [key for key in unused if key in settings.model_fields_set]
+    given += ["scale.gpus"] if settings.scale.gpus else []
+    if given:
+        raise SettingsError(
+            f"classifiers.{name} classifies embeddings of the image tower, which runs by the settings under "
+            f"clip; leave out {', '.join(given)}"
+        )
+
+
+def _visible_gpus(scale: ModelScaleSettings) -> Mapping[str, str]:
     """What tells a replica which GPUs are its own: Ray hides them only from who was given others."""
     return {} if scale.gpus else {"CUDA_VISIBLE_DEVICES": ""}
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from configs.settings import AuthSettings, SettingsError
 from serve_app.errors import error_response
 
-ALWAYS_OPEN = ("/health", "/v1/health", "/health/live", "/health/ready", "/ping")
+ALWAYS_OPEN = ("/health", "/v1/health", "/health/live", "/health/ready")
 DOCS = ("/", "/docs", "/docs/oauth2-redirect", "/openapi.json")
 DOCS_FILES = "/static-offline-docs/"
 
@@ -38,7 +38,7 @@ class BearerAuth:
         response = error_response(
             401,
             "invalid_api_key",
-            "Missing or wrong API key; send `Authorization: Bearer <key>` with a configured key.",
+            "missing or wrong API key; send `Authorization: Bearer <key>` with a configured key",
             headers={"www-authenticate": "Bearer"},
         )
         await response(scope, receive, send)

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from configs.settings import LimitSettings
+from configs.settings import LimitSettings, problem
 from serve_app.errors import ApiError
 from serve_app.limits import check_counts, hold
 
@@ -90,7 +90,7 @@ def validate(value: Any, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        problems = [(_path(e["loc"]), len(e["loc"]), e["msg"]) for e in error.errors(include_url=False)]
+        problems = [(_path(e["loc"]), len(e["loc"]), problem(e)) for e in error.errors(include_url=False)]
         # Of a value that may be several things, the deepest complaint is about what it most nearly was.
         deepest = max(problems, key=lambda problem: problem[1])[0]
         messages = dict.fromkeys(message for path, _, message in problems if path == deepest)

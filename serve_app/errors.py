@@ -43,7 +43,6 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     model_errors.Overloaded: (429, "overloaded"),
     model_errors.NotReady: (503, "not_ready"),
     model_errors.ModelFailed: (503, "model_failed"),
-    model_errors.ModelLost: (503, "model_failed"),
     model_errors.EncoderMismatch: (409, "encoder_mismatch"),
     index_errors.CollectionNotFound: (404, "collection_not_found"),
     index_errors.CollectionExists: (409, "collection_exists"),
@@ -161,13 +160,13 @@ def let_go(error: BaseException) -> None:
         one.__traceback__ = one.__cause__ = one.__context__ = None
 
 
-_IN_WORDS = {503: "The part of Sightline this needs is not answering; try again shortly."}
+_IN_WORDS = {503: "the part of Sightline that this needs is not answering; try again shortly"}
 
 
 def _explain(error: HTTPException) -> str:
     if error.status_code == 404:
-        return "No such route; GET /docs lists the routes there are."
+        return "no such route; GET /docs lists the routes there are"
     if error.status_code == 405:
         allowed: Any = (error.headers or {}).get("Allow", "another method")
-        return f"This route does not take that method; it takes {allowed}."
+        return f"this route does not take that method; it takes {allowed}"
     return str(error.detail)

@@ -10,6 +10,7 @@ from typing import Final
 from configs.settings import LimitSettings
 from deployments.errors import BadInput, Overloaded
 from deployments.models.characters import check_characters
+from index.items import MAX_METADATA_DEPTH
 from serve_app.errors import ApiError
 
 POLL_S: Final = 0.1
@@ -183,13 +184,13 @@ def check_text(text: str, limits: LimitSettings, param: str) -> None:
         raise ApiError(422, "invalid_input", error.message, param) from None
 
 
-def check_depth(value: object, limits: LimitSettings, param: str) -> None:
+def check_depth(value: object, param: str) -> None:
     """Raises 422 for JSON nested deeper than anything here needs, which could not be passed on.
 
     To be called beside the event loop for what may be large: 31 MiB of `[]` take two seconds.
     """
     level = [value]
-    for _ in range(limits.max_json_depth):
+    for _ in range(MAX_METADATA_DEPTH):
         level = [
             child
             for parent in level
@@ -199,5 +200,5 @@ def check_depth(value: object, limits: LimitSettings, param: str) -> None:
         ]
         if not level:
             return
-    message = f"nested more than {limits.max_json_depth} deep"
+    message = f"nested more than {MAX_METADATA_DEPTH} deep"
     raise ApiError(422, "too_deep", message, param)

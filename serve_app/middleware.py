@@ -60,7 +60,7 @@ CURRENT: ContextVar[Timing | None] = ContextVar("timing", default=None)
 
 
 def waiting_for_a_call() -> AbstractContextManager[None]:
-    """While the block runs a deployment is at work on the request whose task this is, if it is one's."""
+    """Counts the block as a call to a deployment, for the request whose task this is, if it is one's."""
     timing = CURRENT.get()
     return timing.calling() if timing else nullcontext()
 
@@ -152,14 +152,14 @@ class RequestContext:
             if status != 499:
                 raise  # the answer had begun; all that is left is to cut it short
             limit_s = (limit.when() or 0) - entered
-            message = f"The request took longer than {limit_s:.3g} s; send less in one request."
+            message = f"the request took longer than {limit_s:.3g} s; send less in one request"
             await error_response(408, "timeout", message)(scope, receive, send_with_timing)
             let_go(error)
         except Exception as error:
             logger.exception("request %s to %s failed", request_id_of(scope), scope["path"])
             if status != 499:
                 raise
-            message = "Sightline failed at this request; the log has the details under its request id."
+            message = "Sightline failed at this request; the log has the details under its request id"
             await error_response(500, "internal", message)(scope, receive, send_with_timing)
             let_go(error)
         finally:

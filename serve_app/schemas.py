@@ -337,7 +337,9 @@ class StoredItem(Item):
 
 
 class Hit(Item):
-    score: float
+    score: float = Field(
+        description="the higher the nearer: cosine, dot product, or under l2 the squared distance, negative"
+    )
 
 
 class SearchResponse(BaseModel):
@@ -363,7 +365,9 @@ class Collection(BaseModel):
     state: Literal["ready", "building"] = Field(
         description="building: items are being moved to what their number asks for; searches find them all"
     )
-    problem: str | None = Field(description="why building failed; it is tried again")
+    problem: str | None = Field(
+        description="why building failed, which is tried again, or why an index is not used"
+    )
     segments: int = Field(description="indexes on disk that a search looks through, beside the newest items")
     effort: int | None = Field(description="ef_search or nprobe, chosen for the recall asked for")
     recall: float | None = Field(description="recall@10 at that effort, measured on stored vectors")

@@ -74,9 +74,14 @@ class ArrayBody:
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
         self._held = bytearray()
+        self._rows = self._columns = 0
+        self._dtype = np.dtype(np.float32)
 
-    async def header(self) -> tuple[int, int]:
-        """Rows and columns. Raises 422 unless the array is of a kind that is accepted; never unpickles."""
+    async def read_header(self) -> int:
+        """The number of columns; to be called first.
+
+        Raises 422 unless the array is of a kind that is accepted; never unpickles.
+        """
         start = await self._take(8)
         major = start[6] if len(start) == 8 and start.startswith(npy.MAGIC_PREFIX) else 0
         if major not in (1, 2):
@@ -97,7 +102,7 @@ class ArrayBody:
             raise _refused(f"its shape is {shape}" + (" in Fortran order" if fortran_order else ""))
         self._rows, self._columns = shape
         self._dtype = dtype
-        return self._rows, self._columns
+        return self._columns
 
     async def rows(self, at_once: int) -> AsyncIterator[Vectors]:
         """float32[up to `at_once`, columns], one after the other. Raises 422 where the body is cut short."""

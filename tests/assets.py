@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deployments.models.packages import download, fetch_starter
+from deployments.models.packages import download_wheel, fetch_starter
 
 CACHE: Final = Path(__file__).parent.parent / ".cache"
 CONVERTED: Final = CACHE / "tests"
@@ -130,7 +130,7 @@ def clip_vocabulary(directory: Path) -> Path:
     """vocab.json and merges.txt as OpenAI's CLIP builds them from its list of merges."""
     directory.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = download("open-clip-torch==3.3.0", Path(scratch))
+        wheel = download_wheel("open-clip-torch==3.3.0", Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             text = gzip.decompress(archive.read("open_clip/bpe_simple_vocab_16e6.txt.gz")).decode()
     # 49152 ids less 256 bytes, each also as the end of a word, and the two special tokens.

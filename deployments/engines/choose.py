@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.settings import EngineName, Precision
 from deployments.engines.networks import Built, Networks
-from deployments.engines.protocol import Agreement, Engine, EngineChoice, PrecisionChoice
+from deployments.engines.protocol import Agreement, Engine
 from deployments.engines.quantization import Calibration
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ UNUSED_GPU = (
     "a GPU was asked for (scale.gpus) and this model does not use it: that takes engine auto or torch, "
     "another precision than int8, and a torch that sees the GPU"
 )
-_log = logging.getLogger("sightline")
+logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Compiled:
 def compile_networks(
     networks: Networks,
     *,
-    engine: EngineChoice,
-    precision: PrecisionChoice,
+    engine: EngineName,
+    precision: Precision,
     threads: int,
     cache_dir: Path,
     calibration: Calibration | None = None,
@@ -86,11 +87,11 @@ def _told(compiled: Compiled, networks: Networks, gpus: float) -> Compiled:
     if gpus and any(engine.name != "torch-cuda" for engine in compiled.engines.values()):
         compiled = replace(compiled, notes=(*compiled.notes, UNUSED_GPU))
     for note in compiled.notes:
-        _log.warning("%s: %s", networks.directory, note)
+        logger.warning("%s: %s", networks.directory, note)
     return compiled
 
 
-def _on_torch(built: Built, precision: PrecisionChoice, threads: int) -> Compiled:
+def _on_torch(built: Built, precision: Precision, threads: int) -> Compiled:
     from deployments.engines.cuda import CudaEngine, notes
     from deployments.engines.torch import TorchEngine
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import openvino as ov
     import torch
 
-_log = logging.getLogger("sightline")
+logger = logging.getLogger("ray.serve")
 
 Stored = Literal["fp32", "fp16", "int8"]
 """How weights lie on disk: as they are, halved for engines that compute in half precision anyway, or
@@ -71,12 +71,12 @@ def converted(
         try:
             _convert_into(target, networks, stored, calibration)
         except OSError as error:
-            _log.warning("converted networks cannot be kept in %s: %s", shelf, error)
+            logger.warning("converted networks cannot be kept in %s: %s", shelf, error)
             with tempfile.TemporaryDirectory(prefix="sightline-") as scratch:
                 isolated.call(_convert_all, networks, stored, calibration, Path(scratch))
                 yield Path(scratch)  # an engine that has opened its files keeps them
             return
-        _log.info("%s: converted for OpenVINO in %.1f s", networks.directory, time.monotonic() - begun)
+        logger.info("%s: converted for OpenVINO in %.1f s", networks.directory, time.monotonic() - begun)
     with suppress(OSError):  # read-only, or another user's
         os.utime(target)
     yield target

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from configs.settings import Precision
 from deployments.engines.buckets import Shape, bucket_shapes, fill
-from deployments.engines.protocol import PrecisionChoice
 from deployments.errors import ModelLost
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 MAX_GRAPHS: Final = 256  # for each lane; more than there are buckets of batch and length for any limits
 MAX_TRIES: Final = 3  # of a capture for which there was too little memory: there may be more of it later
@@ -45,7 +45,7 @@ class CudaEngine:
         self,
         module: torch.nn.Module,
         *,
-        precision: PrecisionChoice,
+        precision: Precision,
         max_tokens: int | None = None,
         max_graphs: int = MAX_GRAPHS,
     ) -> None:
@@ -197,14 +197,14 @@ def _example(shape: Shape, dtype: np.dtype[Any]) -> torch.Tensor:
     return example
 
 
-def native_precision(asked: PrecisionChoice) -> str:
+def native_precision(asked: Precision) -> str:
     """What runs: fp16 in place of bf16 where this GPU does not compute that natively; torch emulates it."""
     if asked not in ("auto", "bf16"):
         return asked
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def notes(asked: PrecisionChoice) -> tuple[str, ...]:
+def notes(asked: Precision) -> tuple[str, ...]:
     """What an operator should know of this precision on this GPU."""
     if asked == "bf16" and native_precision(asked) != "bf16":
         return ("precision bf16: this GPU has no instructions for it, fp16 runs in its place",)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engines.protocol import PrecisionChoice
+from configs.settings import Precision
 
 # Importing openvino reports the import to an analytics host, and so does every conversion, unless
 # its telemetry package cannot be imported: a stub that sends nothing then takes its place.
@@ -23,7 +23,7 @@ _INT8_DOT_PRODUCTS: Final = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "
 _MADV_PAGEOUT: Final = 21  # of <asm-generic/mman-common.h>; Linux 5.4
 
 
-def native_precision(asked: PrecisionChoice) -> str:
+def native_precision(asked: Precision) -> str:
     """What runs: fp32 in place of `auto` and bf16 where this CPU does not compute bf16 natively.
 
     OpenVINO takes the hint there, and without a word computes in fp32, or emulates bf16.
@@ -33,7 +33,7 @@ def native_precision(asked: PrecisionChoice) -> str:
     return "bf16" if _computes_bf16() else "fp32"
 
 
-def notes(asked: PrecisionChoice) -> tuple[str, ...]:
+def notes(asked: Precision) -> tuple[str, ...]:
     """What an operator should know of this precision on this CPU."""
     if asked == "bf16" and not _computes_bf16():
         return ("precision bf16: this CPU has no instructions for it, fp32 runs in its place",)

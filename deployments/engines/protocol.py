@@ -1,13 +1,10 @@
 """What an engine is: a compiled network that takes arrays and gives one array."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-EngineChoice = Literal["auto", "openvino", "torch"]
-PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)

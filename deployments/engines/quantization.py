@@ -19,7 +19,7 @@ from deployments.engines.protocol import Agreement
 if TYPE_CHECKING:
     import openvino as ov
 
-_log = logging.getLogger("sightline")
+logger = logging.getLogger("ray.serve")
 
 # The first convolutions see the pixels: few channels of wide range. Left alone, MobileNetV2's embeddings
 # of CIFAR-10 images kept 0.984 of cosine to fp32, where quantised they kept 0.930, and zero-shot agreed for
@@ -65,12 +65,12 @@ class Quantizer:
     def __call__(self, name: str, model: "ov.Model") -> "ov.Model":
         """The int8 network; takes tens of seconds, and says so in the log."""
         rows = [row[: len(model.inputs)] for row in self._rows[name]]
-        _log.warning("quantising the %s network to int8 on %d rows; once, for the cache", name, len(rows))
+        logger.warning("quantising the %s network to int8 on %d rows; once, for the cache", name, len(rows))
         begun = time.monotonic()
         self._wanted[name] = _outputs(model, rows, "fp32")
         quantised = _quantise(model, rows)
         self._found[name] = _outputs(quantised, rows, "int8")
-        _log.warning("the %s network is quantised, after %.0f s", name, time.monotonic() - begun)
+        logger.warning("the %s network is quantised, after %.0f s", name, time.monotonic() - begun)
         return quantised
 
     def agreement(self) -> Agreement:

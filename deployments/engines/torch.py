@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deployments.engines.protocol import PrecisionChoice
+from configs.settings import Precision
 
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -18,7 +18,7 @@ class TorchEngine:
     concurrency = 1
     buckets = False
 
-    def __init__(self, module: torch.nn.Module, *, precision: PrecisionChoice, threads: int) -> None:
+    def __init__(self, module: torch.nn.Module, *, precision: Precision, threads: int) -> None:
         self.precision: str = _native_precision() if precision == "auto" else precision
         torch.set_num_threads(threads)
         self._module = module.eval().to(_DTYPES[self.precision])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.settings import Int8Settings, SettingsError
+from configs.settings import Int8Settings, LimitSettings, SettingsError
 from deployments.engines.protocol import Agreement
 from deployments.engines.quantization import Outputs, Row
 from deployments.errors import BadInput, SightlineError
@@ -23,7 +23,6 @@ from deployments.models.text import TextTokenizer
 
 _LEAST: Final = 8  # images, and texts: with fewer the agreement would say nothing
 _MOST: Final = 256  # of each; more take longer and change the ranges no further
-_MAX_PIXELS: Final = 64_000_000  # as the API's own limit
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # Photographs that the int8 extra brings: scikit-learn is NNCF's own dependency.
@@ -145,7 +144,7 @@ class CalibrationSet:
             return
         for file in files:
             try:
-                yield decode(file.read_bytes(), size, _MAX_PIXELS)
+                yield decode(file.read_bytes(), size, LimitSettings().max_image_pixels)
             except SightlineError as error:
                 raise SettingsError(f"{self.setting}.int8.calibration: {file}: {error}") from error
 

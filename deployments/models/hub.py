@@ -14,7 +14,7 @@ from configs.settings import SettingsError
 from deployments.errors import NotReady
 from deployments.models.directories import weight_files
 
-_log = logging.getLogger("sightline")
+logger = logging.getLogger("ray.serve")
 
 # Everything a model directory needs and nothing that can hold code.
 _PATTERNS: Final = ["*.json", "*.txt", "*.safetensors", "tokenizer*"]
@@ -77,7 +77,7 @@ def download(hub_id: str, commit: str | None, cache_dir: Path) -> Path:
     if (path := cached(hub_id, commit, cache_dir)) is not None:
         return path
     disable_progress_bars()
-    _log.info("downloading %s at %s", hub_id, commit)
+    logger.warning("downloading %s at %s", hub_id, commit)
     try:
         path = Path(
             snapshot_download(

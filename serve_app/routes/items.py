@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from index.errors import BadItem, ItemNotFound
-from index.items import Item
+from index.items import Item, Record
 from serve_app import body, schemas, upserts
 from serve_app.errors import ApiError
 from serve_app.limits import check_depth
@@ -61,7 +61,7 @@ async def upsert(
 
     def check(asked: schemas.UpsertRequest) -> None:
         for i, item in enumerate(asked.items):
-            check_depth(item.metadata, limits, f"items[{i}].metadata")
+            check_depth(item.metadata, f"items[{i}].metadata")
 
     asked = await body.read_json(request, schemas.UpsertRequest, limits.max_body_bytes, check)
     request.state.named = "items[{}]".format
@@ -92,11 +92,11 @@ async def put_image(
     parsed = body.parse_json(given or b"{}", "metadata")
     if not isinstance(parsed, dict):
         raise ApiError(422, "invalid_metadata", "metadata must be a JSON object", "metadata")
-    check_depth(parsed, gateway.settings.limits, "metadata")
+    check_depth(parsed, "metadata")
     images, _ = await body.read_images(request, gateway.settings.limits)
     request.state.named = None
     if len(images) > 1:
-        raise ApiError(422, "too_many_items", f"an id holds one image; the form has {len(images)}", "files")
+        raise ApiError(422, "invalid_request", f"an id holds one image; the form has {len(images)}", "files")
     embedded = await upserts.embed(gateway, name, images, timing_of(request))
     item = Item(id, embedded.vectors[0], parsed, thumbnail=embedded.thumbnails.get(0))
     ids = await upserts.write(gateway, name, [item], embedded.fingerprint, timing_of(request))
@@ -146,7 +146,7 @@ async def get(
         message = f"include: {', '.join(sorted(unknown))} is not known; metadata, vector and thumbnail are"
         raise ApiError(422, "invalid_request", message, "include")
     item = await gateway_of(request).index.get(name, id, tuple(wanted))
-    shown = {"id": item.id, **show_item(item)}
+    shown = {"id": item.id, **_shown(item)}
     if item.thumbnail is not None:
         shown["thumbnail"] = b64encode(item.thumbnail).decode()
     return json_response(shown)
@@ -165,7 +165,7 @@ async def page(
     if limit > most:
         raise ApiError(422, "invalid_request", f"limit: at most {most} items are on one page", "limit")
     found = await gateway.index.page(name, limit, cursor)
-    shown = [{"id": record.id, **show_item(record)} for record in found.records]
+    shown = [{"id": record.id, **_shown(record)} for record in found.records]
     return json_response({"items": shown, "cursor": found.next_cursor})
 
 
@@ -177,6 +177,6 @@ async def delete(request: Request, name: schemas.CollectionName, id: str) -> Res
     return json_response({"deleted": 1})
 
 
-def show_item(item: Any) -> dict[str, Any]:
-    """The optional parts of an item or a hit that were asked for."""
-    return {key: value for key in ("metadata", "vector") if (value := getattr(item, key)) is not None}
+def _shown(record: Record) -> dict[str, Any]:
+    """The optional parts that were asked for."""
+    return {key: value for key in ("metadata", "vector") if (value := getattr(record, key)) is not None}

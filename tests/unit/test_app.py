@@ -1,11 +1,13 @@
 """How the application asks Ray for its replicas."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.settings import ScaleSettings
+from configs.settings import ModelScaleSettings, ScaleSettings, SettingsError
+from deployments.models.directories import IMAGE_HEAD
 from serve_app import app
 
 
@@ -34,4 +36,21 @@ def test_models_that_ask_for_no_gpu_see_none(
 
 def test_more_than_one_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="less than or equal to 1"):
-        ScaleSettings(gpus=2)
+        ModelScaleSettings(gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"precision": "fp32", "threads": 2}, "precision, threads"), ({"scale": {"gpus": 1}}, "gpus")],
+)
+def test_a_head_on_the_image_tower_refuses_what_it_has_no_use_for(
+    settings: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    head = tmp_path / "dogs"
+    head.mkdir()
+    (head / "config.json").write_text(json.dumps({"model_type": IMAGE_HEAD}))
+    (head / "model.safetensors").touch()
+    args = {"clip.source": "starter", "data_dir": str(tmp_path), "cache_dir": str(tmp_path)}
+    app.build_app({**args, "classifiers": {"dogs": {"source": str(head), "scale": {"cpus": 0.2}}}})
+    with pytest.raises(SettingsError, match=f"image tower.*leave out .*{named}"):
+        app.build_app({**args, "classifiers": {"dogs": {"source": str(head), **settings}}})

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from configs.settings import Precision
 from deployments.engines.buckets import MAX_ROWS
 from deployments.engines.cuda import CudaEngine
-from deployments.engines.protocol import PrecisionChoice
 from deployments.engines.torch import TorchEngine
 from deployments.models.networks.clip import ImageNetwork, TextNetwork
 from deployments.models.networks.distilbert import LogitsNetwork
@@ -62,9 +62,7 @@ def reference(arrays: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("max_tokens", [LIMIT, None])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.5), ("auto", 0.5)])
-def test_results_are_those_of_the_cpu(
-    precision: PrecisionChoice, tolerance: float, max_tokens: int | None
-) -> None:
+def test_results_are_those_of_the_cpu(precision: Precision, tolerance: float, max_tokens: int | None) -> None:
     engine = CudaEngine(Counted(), precision=precision, max_tokens=max_tokens)
     assert engine.precision in ("fp32", "bf16", "fp16")
     for arrays in [batch(*shape) for shape in SHAPES for _ in range(3)]:
@@ -92,7 +90,7 @@ def towers() -> list[tuple[torch.nn.Module, int | None, list[tuple[np.ndarray, .
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("bf16", 0.995)])
-def test_the_towers(precision: PrecisionChoice, least: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_towers(precision: Precision, least: float, caplog: pytest.LogCaptureFixture) -> None:
     for network, longest, batches in towers():
         cpu = TorchEngine(deepcopy(network), precision="fp32", threads=1)
         engine = CudaEngine(network, precision=precision, max_tokens=longest)

@@ -213,7 +213,7 @@ def test_a_strangers_conversion_is_not_taken(
 
 
 def test_auto_falls_back_to_the_starter_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "sightline"):
+    with caplog.at_level(logging.WARNING, "ray.serve"):
         source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert source.kind == "starter"
     assert MODEL in source.notes[0]
