@@ -1,10 +1,9 @@
 """A model whose outputs name their inputs and whose forwards can be held, to test what surrounds a model."""
 
-import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-PATIENCE_S = 20  # far beyond any wait of a passing test; only a broken one reaches it
+from tests.waiting import PATIENCE_S, until
 
 
 class FakeModel:
@@ -42,9 +41,3 @@ class FakeModel:
     async def entered(self, batches: int) -> None:
         """Wait until this many forwards have begun."""
         await until(lambda: len(self.batches) >= batches)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 — other threads make it true, and set no asyncio.Event
-            await asyncio.sleep(0.001)

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import requests
 
 from tests.server import free_port
+from tests.waiting import wait_until
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -29,16 +29,15 @@ def s3_server(*buckets: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, "the S3 server ended"
+        return requests.get(f"{url}/moto-api/", timeout=5).ok
+
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                requests.get(f"{url}/moto-api/", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None, "the server did not start"
-                assert time.monotonic() < deadline, "the server did not start in time"
-                time.sleep(0.05)
+        wait_until(
+            answers, within_s=START_TIMEOUT_S, what="the S3 server", despite=(requests.ConnectionError,)
+        )
         for bucket in buckets:
             assert requests.put(f"{url}/{bucket}", timeout=5).status_code == 200
         yield f"endpoint_override=127.0.0.1:{port}&scheme=http"

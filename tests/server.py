@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any
 
 import requests
 import yaml
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
@@ -52,6 +53,9 @@ class Server:
     @property
     def log(self) -> Path:
         return self.directory / "server.log"
+
+    def said_last(self) -> str:
+        return "\n" + self.log.read_text(errors="replace")[-8000:]
 
     def post(self, path: str, **kwargs: Any) -> requests.Response:
         return requests.post(self.url + path, timeout=60, **kwargs)
@@ -155,18 +159,18 @@ def _fill(part: str, **values: object) -> str:
 
 def wait_until_ready(server: Server) -> None:
     """Poll readiness; fail with the server's own log when it exits or takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
-        try:
-            if requests.get(f"{server.url}/health/ready", timeout=5).status_code == 200:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(
-        f"the server did not become ready:\n{server.log.read_text(errors='replace')[-8000:]}"
+
+    def ready() -> bool:
+        assert server.process.poll() is None, f"the server exited:{server.said_last()}"
+        return requests.get(f"{server.url}/health/ready", timeout=5).status_code == 200
+
+    wait_until(
+        ready,
+        within_s=START_TIMEOUT_S,
+        what="a server that is ready",
+        despite=(requests.RequestException,),
+        shown=server.said_last,
+        every_s=0.2,
     )
 
 

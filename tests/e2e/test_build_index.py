@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from tests.assets import CACHE
 from tests.photos import WORDS, encoded, jpeg, photos
 from tests.server import ROOT, Server
+from tests.waiting import wait_until
 
 pytest.importorskip("pandas", reason="the jobs extra is not installed")
 pytest.importorskip("pyarrow", reason="the jobs extra is not installed")
@@ -47,12 +47,13 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Serve
     (tmp_path / "note.txt").write_text("not an image")
     images = len(WORDS) + CROPS
     first = start(tmp_path, server)
+
+    def begun() -> int:
+        assert first.poll() is None, first.communicate()[0]
+        return stored(server)
+
     try:
-        deadline = time.monotonic() + 120
-        while not stored(server):
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(begun, within_s=120, what="stored photos", every_s=0.02)
     finally:
         first.kill()
         first.communicate(timeout=60)

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from serve_app import rehearsal
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
 from tests.server import LOOPBACK, ROOT, Server, free_port, running, stop
+from tests.waiting import wait_until
 
 KEPT = "/v1/collections/kept"
 METRICS_WITHIN_S = 60.0  # Ray exports every ten seconds
@@ -116,26 +117,27 @@ def memory_maps(server: Server) -> dict[str, str]:
 
 def wait_for_metrics(server: Server, port: int) -> None:
     """Embed on a new server, and wait until Prometheus would find what that did on `port`."""
-    deadline = time.monotonic() + METRICS_WITHIN_S
-    while "ray_sightline_forward_ms" not in metrics(port):
-        assert time.monotonic() < deadline, "the gateway has not rehearsed"
-        time.sleep(0.5)
+    wait_for_metric(port, "the gateway's rehearsal", lambda text: "ray_sightline_forward_ms" in text)
     for _ in range(3):
         assert server.post("/v1/embeddings", json={"input": ["a cat", "a dog"]}).status_code == 200
     hang_up(server)
-    wanted = {"sightline_http_requests", "sightline_http_request_ms", "sightline_forward_ms"}
-    wanted |= {"sightline_embedding_cache_bytes"}
-    deadline = time.monotonic() + METRICS_WITHIN_S
-    while missing := {name for name in wanted if f"ray_{name}" not in metrics(port)}:
-        assert time.monotonic() < deadline, f"{missing} are not exported"
-        time.sleep(0.5)
-    while not re.search(r'^ray_sightline_http_requests\w*{.*status="499".*} 1(\.0)?$', metrics(port), re.M):
-        assert time.monotonic() < deadline, "the request whose caller went away was not cancelled"
-        time.sleep(0.5)
+    wanted = {"http_requests", "http_request_ms", "forward_ms", "embedding_cache_bytes"}
+    wait_for_metric(port, f"{wanted}", lambda text: all(f"ray_sightline_{name}" in text for name in wanted))
+    gone = re.compile(r'^ray_sightline_http_requests\w*{.*status="499".*} 1(\.0)?$', re.M)
+    wait_for_metric(port, "the request whose caller went away to be cancelled", gone.search)
     rehearsed = 2 * rehearsal.REPEATS  # a text and an image each time
-    while cache_counts(metrics(port)) != {"hit": 4, "miss": 2 + rehearsed}:
-        assert time.monotonic() < deadline, f"the cache's are {cache_counts(metrics(port))}"
-        time.sleep(0.5)
+    counts = {"hit": 4, "miss": 2 + rehearsed}
+    wait_for_metric(port, f"{counts} of the cache", lambda text: cache_counts(text) == counts)
+
+
+def wait_for_metric(port: int, what: str, found_in: Callable[[str], object]) -> None:
+    def shown() -> str:
+        lines = re.findall(r"^ray_sightline.*$", metrics(port), re.M)
+        return "\n".join(["", *(line for line in lines if "_bucket" not in line)])
+
+    wait_until(
+        lambda: found_in(metrics(port)), within_s=METRICS_WITHIN_S, what=what, shown=shown, every_s=0.5
+    )
 
 
 def hang_up(server: Server) -> None:
@@ -149,9 +151,10 @@ def hang_up(server: Server) -> None:
 
 
 def wait_until_at_work(server: Server) -> None:
-    deadline = time.monotonic() + METRICS_WITHIN_S
-    while not server.get("/v1/models").json()["data"][0]["stats"]["results_pending"]:
-        assert time.monotonic() < deadline, "nothing is worked on"
+    def pending() -> int:
+        return int(server.get("/v1/models").json()["data"][0]["stats"]["results_pending"])
+
+    wait_until(pending, within_s=METRICS_WITHIN_S, what="work", every_s=0.02)  # it is over in seconds
 
 
 def cache_counts(text: str) -> dict[str, float]:

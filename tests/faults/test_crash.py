@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import requests
 
 from tests.server import Server, replicas
+from tests.waiting import wait_until
 
 ROUNDS = int(os.environ.get("ROUNDS", "2"))
 CLIENTS = 3
@@ -90,10 +91,11 @@ def write_and_kill(server: Server, clients: list[Client], after_s: float) -> Non
     stop.set()
     for thread in threads:
         thread.join()
-    deadline = time.monotonic() + BACK_WITHIN_S
-    while pid in replicas(server, "VectorIndex") or server.get("/health/ready").status_code != 200:
-        assert time.monotonic() < deadline, server.log.read_text(errors="replace")[-4000:]
-        time.sleep(0.1)
+
+    def back() -> bool:
+        return pid not in replicas(server, "VectorIndex") and server.get("/health/ready").status_code == 200
+
+    wait_until(back, within_s=BACK_WITHIN_S, what="the index", shown=server.said_last, every_s=0.1)
 
 
 def check(server: Server, clients: list[Client], what: str) -> None:

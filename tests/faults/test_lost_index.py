@@ -3,10 +3,10 @@
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 from tests.server import Server, replicas
+from tests.waiting import wait_until
 
 PATH = "/v1/collections/lost"
 CLIENTS = 4
@@ -43,8 +43,8 @@ def test_searches_outlive_the_replica_they_were_sent_to(strained: Server) -> Non
 
 
 def wait_for(answers: list[tuple[int, str]], count: int) -> int:
-    deadline = time.monotonic() + BACK_WITHIN_S
-    while len(answers) < count:
-        assert time.monotonic() < deadline, f"{len(answers)} answers, {answers[-1:]}"
-        time.sleep(0.05)
+    def shown() -> str:
+        return f"{len(answers)} answers, {answers[-1:]}"
+
+    wait_until(lambda: len(answers) >= count, within_s=BACK_WITHIN_S, what=f"{count} answers", shown=shown)
     return len(answers)

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from index.catalog import LOCK_NAME
 from index.shards import shard_directory, shard_of
 from tests.assets import clip_directory
 from tests.server import SERVE_RUN, Server, replicas, running
+from tests.waiting import wait_until
 
 SHARDS, LOST = 3, 1
 BACK_WITHIN_S = 60.0
@@ -53,14 +53,16 @@ def test_a_killed_shard_is_left_out_until_its_successor_goes_on_with_its_data(tm
             states = {name for name, state in ready.json()["dependencies"].items() if state != "ready"}
             assert states == {f"index-{LOST}"}
 
-        deadline = time.monotonic() + BACK_WITHIN_S
-        while server.get("/health/ready").status_code != 200 or "partial" in search(server, partial=True):
-            assert time.monotonic() < deadline, server.log.read_text(errors="replace")[-4000:]
-            time.sleep(0.1)
+        wait_until(lambda: whole(server), within_s=BACK_WITHIN_S, what="the shard", shown=server.said_last)
         assert write(server, LOST) == 200
         after = search(server)
         assert [hit for hit in after["results"] if hit["id"] in IDS] == before["results"]
         assert len(after["results"]) == len(IDS) + 2
+
+
+def whole(server: Server) -> bool:
+    ready = server.get("/health/ready").status_code == 200
+    return ready and "partial" not in search(server, partial=True)
 
 
 def search(server: Server, **asked: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pytest
 
 from tests.photos import jpeg, stamped
 from tests.server import Server, replicas, running
+from tests.waiting import wait_until
 
 CLIENTS = 24
 SCALED_WITHIN_S = 120.0
@@ -42,13 +42,19 @@ def test_models_grow_under_load_and_outlive_the_loss_of_a_replica(growing: Serve
     assert len(replicas(growing, "Gateway")) == 2
     assert len(replicas(growing, "TextClassifier-news")) == 1
     with load(growing) as answers:
-        until(lambda: all(len(replicas(growing, model)) == 2 for model in MODELS), answers)
+        wait_under_load(
+            "two of each", lambda: all(len(replicas(growing, model)) == 2 for model in MODELS), answers
+        )
         lost = {replicas(growing, model)[0] for model in MODELS}
         for pid in lost:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: all(len(set(replicas(growing, model)) - lost) == 2 for model in MODELS), answers)
+        wait_under_load(
+            "two of each without those that were killed",
+            lambda: all(len(set(replicas(growing, model)) - lost) == 2 for model in MODELS),
+            answers,
+        )
         done = len(answers)
-        until(lambda: len(answers) > done + 10 * CLIENTS, answers)
+        wait_under_load("ten answers a client", lambda: len(answers) > done + 10 * CLIENTS, answers)
     assert Counter(status for status, _ in answers) == {200: len(answers)}
     assert growing.get("/health/ready").status_code == 200
 
@@ -107,10 +113,15 @@ def load(growing: Server) -> Iterator[list[tuple[int, str]]]:
         ended.result()
 
 
-def until(condition: Callable[[], bool], answers: list[tuple[int, str]]) -> None:
-    deadline = time.monotonic() + SCALED_WITHIN_S
-    while not condition():
+def wait_under_load(what: str, condition: Callable[[], bool], answers: list[tuple[int, str]]) -> None:
+    """As long as it takes, every answer is a good one."""
+
+    def met() -> bool:
         bad = [answer for answer in answers if answer[0] != 200]
         assert not bad, bad[0]
-        assert time.monotonic() < deadline, f"{len(answers)} answers so far"
-        time.sleep(0.2)
+        return condition()
+
+    def shown() -> str:
+        return f"{len(answers)} answers"
+
+    wait_until(met, within_s=SCALED_WITHIN_S, what=what, shown=shown, every_s=0.2)

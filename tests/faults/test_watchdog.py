@@ -1,11 +1,12 @@
 """A model that hangs makes its replica unhealthy, and Serve replaces it."""
 
 import contextlib
-import time
+from typing import Any
 
 import requests
 
 from tests.server import SERVE_RUN, running
+from tests.waiting import wait_until
 
 REPLACED_WITHIN_S = 60.0
 
@@ -17,14 +18,17 @@ def test_a_hung_forward_gets_its_replica_replaced() -> None:
         assert first["outputs"] == [42]
         with contextlib.suppress(requests.RequestException):  # nobody answers it
             requests.get(server.url, params={"x": "-1"}, timeout=1)
-        deadline = time.monotonic() + REPLACED_WITHIN_S
-        while time.monotonic() < deadline:
-            try:
-                answer = requests.get(server.url, params={"x": "21"}, timeout=2)
-            except requests.RequestException:
-                continue
-            if answer.status_code == 200:
-                break
-            time.sleep(0.1)
-        assert answer.json()["outputs"] == [42]
-        assert answer.json()["pid"] != first["pid"]
+
+        def answer() -> Any:
+            response = requests.get(server.url, params={"x": "21"}, timeout=2)
+            return response.json() if response.status_code == 200 else None
+
+        answered = wait_until(
+            answer,
+            within_s=REPLACED_WITHIN_S,
+            what="an answer of its successor",
+            despite=(requests.RequestException,),
+            every_s=0.1,
+        )
+        assert answered["outputs"] == [42]
+        assert answered["pid"] != first["pid"]

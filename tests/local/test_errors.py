@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.local.client import Answer, LocalClient
 from tests.photos import data_uri, encoded, jpeg
+from tests.waiting import wait_until
 
 JSON = {"content-type": "application/json"}
 TRUNCATED = jpeg("chelsea")[:5000]
@@ -160,16 +161,13 @@ def nothing_left_to_hold(client: LocalClient) -> Iterator[None]:
     def load() -> float:
         return float(client.get("/v1/models").json()["data"][0]["stats"]["queue_fraction"])
 
-    deadline = time.monotonic() + 60
     try:
-        while load() < 1:
-            assert time.monotonic() < deadline
+        wait_until(lambda: load() >= 1, within_s=60, what="uploads that hold everything", shown=load)
         yield
     finally:
         for upload in uploads:
             upload.cancel()
-        while load() >= 1:
-            assert time.monotonic() < deadline
+        wait_until(lambda: load() < 1, within_s=60, what="the uploads' end", shown=load)
 
 
 def test_429_bodies_that_are_held_are_bounded_together(client: LocalClient) -> None:

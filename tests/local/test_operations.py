@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from serve_app.app import build_app
 from tests.assets import calibration_directory
 from tests.local.client import LocalClient
 from tests.photos import data_uri, jpeg
+from tests.waiting import wait_until
 
 
 def start(app_args: dict[str, Any], data: Path, name: str, **settings: Any) -> LocalClient:
@@ -245,9 +245,11 @@ def test_499_a_caller_who_goes_in_the_middle_of_the_body(
 
 def assert_nothing_in_flight(client: LocalClient) -> None:
     """At once, or as soon as the cancelled requests have ended."""
-    deadline = time.monotonic() + 10
-    while client.get("/v1/models/clip").json()["stats"]["queue_absolute"]:
-        assert time.monotonic() < deadline
+
+    def queued() -> int:
+        return int(client.get("/v1/models/clip").json()["stats"]["queue_absolute"])
+
+    wait_until(lambda: not queued(), within_s=10, what="an empty queue", shown=queued)
 
 
 def test_a_model_answers_to_what_it_was_loaded_from_and_to_nothing_it_is_not(

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.errors import BadInput, Overloaded
 from serve_app.backlog import MEMORY_S, Backlog, Turn
-from tests.fake_model import until
+from tests.waiting import until
 
 
 class Clock:

@@ -10,7 +10,7 @@ from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy
 
 from serve_app.backpressure import MAX_WAITING_BYTES, BoundedQueue, bound_replica
-from tests.fake_model import until
+from tests.waiting import until
 
 CHUNK = {"type": "http.request", "body": b"x" * (MAX_WAITING_BYTES // 4), "more_body": True}
 

@@ -23,7 +23,8 @@ from configs.settings import BatchSettings
 from deployments import batching
 from deployments.batching import FREE_PADDING, Batched, BatchQueue, BatchReport
 from deployments.errors import BadInput, ModelFailed, ModelLost, NotReady, Overloaded
-from tests.fake_model import PATIENCE_S, FakeModel, until
+from tests.fake_model import FakeModel
+from tests.waiting import PATIENCE_S, until
 
 Queue = BatchQueue[str, str]
 Submit = asyncio.Task[Batched[str]]

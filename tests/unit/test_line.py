@@ -22,6 +22,7 @@ from index.items import Item, Wanted
 from index.spec import CollectionSpec
 from serve_app.shards import Shards
 from tests.unit.test_shards import Handle, ids
+from tests.waiting import until
 
 
 async def echo(value: Any, after_s: float = 0) -> Any:
@@ -49,8 +50,7 @@ async def wait_forever(name: str) -> None:
 
 async def closed(exchange: Exchange, line: Line) -> None:
     exchange.close()
-    while line.open:  # noqa: ASYNC110 — of a state that only tests wait for
-        await asyncio.sleep(0.001)
+    await until(lambda: not line.open, what="the line's end")
 
 
 def on_a_line(use: Callable[[Exchange, Line], Awaitable[None]]) -> None:
@@ -125,8 +125,7 @@ def test_what_nobody_waits_for_is_cancelled() -> None:
         other.close()
         with pytest.raises(ConnectionError):
             await lost
-        while len(ended) < 2:  # noqa: ASYNC110 — of a state that only tests wait for
-            await asyncio.sleep(0.001)
+        await until(lambda: len(ended) == 2)
         assert not exchange._tasks
 
     ended.clear()
@@ -232,8 +231,7 @@ def test_searches_take_the_line_and_the_handle_where_there_is_none(tmp_path: Pat
             assert ids(found) == ["x"]
 
         async def laid() -> None:
-            while direct._line is None or not direct._line.open:  # noqa: ASYNC110 — as above
-                await asyncio.sleep(0.001)
+            await until(lambda: direct._line is not None and direct._line.open, what="an open line")
 
         await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
         await shards.upsert("a", [Item("x", [1, 0])], None)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from configs.settings import BatchSettings
 from deployments.models.base import Model
 from deployments.served_model import ServedModel
-from tests.fake_model import PATIENCE_S
+from tests.waiting import PATIENCE_S
 
 
 class Meeting(Model[int, int, int]):

@@ -30,6 +30,7 @@ from index.store import FILE_NAME
 from serve_app.remote import ReplicaLost
 from serve_app.shard import ShardDown
 from serve_app.shards import Found, Shards
+from tests.waiting import PATIENCE_S
 
 SETTINGS = IndexSettings(shards=3, shard_timeout_s=0.2, threads=1)
 NAMES = [f"item-{n}" for n in range(30)]
@@ -105,11 +106,12 @@ async def search(shards: Shards, query: Any = None, partial: bool = False) -> Fo
 
 async def recovered(shards: Shards) -> Found:
     """What a search finds once no shard is down any more."""
-    while True:
-        found = await search(shards, partial=True)
-        if not found.missing:
-            return found
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await search(shards, partial=True)
+            if not found.missing:
+                return found
+            await asyncio.sleep(0.01)
 
 
 def ids(found: Found) -> list[str]:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from index.errors import BadFilter, BadItem, IndexUnavailable, ItemNotFound
 from index.items import Hit, Item, Vectors, Wanted
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
+from tests.waiting import until
 
 SETTINGS = IndexSettings(threads=1, filter_timeout_s=2, concurrent_calls=2, concurrent_filters=2)
 ORIGIN = np.zeros(2, np.float32)
@@ -197,7 +198,7 @@ def test_a_snapshot_that_is_stuck_holds_up_nothing_and_ends_with_its_request(
         index._settings = SETTINGS.model_copy(update={"snapshot_locations": (str(tmp_path / "snapshots"),)})
         await index.upsert("a", [Item("x", [1, 0])], None)
         stuck = asyncio.create_task(index.snapshot_part("a", "monday", id))
-        await until(lambda: bool(list(root.glob(".unfinished-*/*"))))
+        await until(lambda: list(root.glob(".unfinished-*/*")), what="a copy that has begun")
         for n in range(2 * SETTINGS.concurrent_calls):
             await index.upsert("a", [Item(str(n), [n, 0])], None)
             assert ids(await search(index, ORIGIN, limit=1)) == [["0"]]
@@ -206,16 +207,9 @@ def test_a_snapshot_that_is_stuck_holds_up_nothing_and_ends_with_its_request(
         with pytest.raises(asyncio.CancelledError):
             await stuck
         await asyncio.to_thread(pipe.read_bytes)
-        await until(lambda: not part.exists())
+        await until(lambda: not part.exists(), what="the end of what was cancelled")
         done = await index.snapshot_part("a", "tuesday", id)
         assert list(done) == [FILE_NAME]
 
     asyncio.run(main())
     assert not list(root.glob(".unfinished-*"))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(0.01)

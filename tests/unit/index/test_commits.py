@@ -1,7 +1,6 @@
 """Writes that wait for one another share a commit, and nothing else."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from index.commits import Change, GroupCommit
 from index.errors import BadItem, IndexUnavailable
 from index.spec import CollectionSpec
 from index.store import Row, Store, Writer
+from tests.waiting import wait_until
 
 
 class Counted(Store):
@@ -64,10 +64,7 @@ def together(commits: GroupCommit, store: Counted, ids: list[str]) -> list[Any]:
     assert store.begun.wait(60)
     for thread in threads[1:]:
         thread.start()
-    deadline = time.monotonic() + 60
-    while len(commits._waiting) < len(ids):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: len(commits._waiting) == len(ids), within_s=60, what="writes that wait", every_s=0.001)
     store.go.set()
     for thread in threads:
         thread.join(60)

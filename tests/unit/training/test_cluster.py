@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.server import ROOT
 from tests.unit.training.tiny import tiny_job
+from tests.waiting import wait_until
 
 pytest.importorskip("pandas", reason="the train extra is not installed")
 pytest.importorskip("pyarrow", reason="the train extra is not installed")
@@ -61,9 +61,12 @@ def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> N
     given += ["--config", config, "--set", "training.restarts=1"]
     process = start("training.cluster", *given, "--epochs", 4, "--batch-size", 4, "--patience", 4)
     checkpoint = job.output / ".checkpoint" / "checkpoint.safetensors"
-    while not checkpoint.exists():
+
+    def begun() -> bool:
         assert process.poll() is None, output_of(process)
-        time.sleep(0.01)
+        return checkpoint.exists()
+
+    wait_until(begun, within_s=240, what="a checkpoint", every_s=0.01)  # before the run is over
     workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
     assert len(workers) == 2
     for worker in workers:  # which asked for no GPU

@@ -3,13 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from tests.server import ROOT
 from tests.unit.training.tiny import tiny_job
+from tests.waiting import wait_until
 
 EPOCHS = 4
 
@@ -27,11 +27,12 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = start(tmp_path, tmp_path / "whole")
     killed = start(tmp_path, tmp_path / "killed")
     checkpoint = tmp_path / "killed" / ".checkpoint" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists():
+
+    def begun() -> bool:
         assert killed.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+        return checkpoint.exists()
+
+    wait_until(begun, within_s=120, what="a checkpoint", every_s=0.002)  # before the run is over
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(30) == -signal.SIGKILL, "the run was over before it could be killed"
     assert not (tmp_path / "killed" / "1").exists()

@@ -1,0 +1,53 @@
+"""Waiting for a condition, never longer than it may take, and a failure that says what did not come."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Seen = TypeVar("Seen")
+
+PATIENCE_S = 20  # far beyond any wait of a passing test; only a broken one reaches it
+
+
+def wait_until(
+    condition: Callable[[], Seen],
+    *,
+    within_s: float,
+    what: str,
+    despite: tuple[type[Exception], ...] = (),
+    shown: Callable[[], object] | None = None,
+    every_s: float = 0.05,
+) -> Seen:
+    """Look until `condition` gives something true, and return that.
+
+    An error of `despite` counts as something false. When time is up, an AssertionError names `what` and tells
+    what `shown` gives, or else what was seen last.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        seen: Seen | Exception
+        try:
+            seen = condition()
+            if seen:
+                return seen
+        except despite as error:
+            seen = error
+        if time.monotonic() >= deadline:
+            raise AssertionError(_missed(what, within_s, shown() if shown else repr(seen)))
+        time.sleep(every_s)
+
+
+async def until(
+    condition: Callable[[], object], *, within_s: float = PATIENCE_S, what: str = "a condition"
+) -> None:
+    """`wait_until` beside other tasks, and with looks a millisecond apart: what it waits for is near."""
+    deadline = time.monotonic() + within_s
+    while not (seen := condition()):
+        if time.monotonic() >= deadline:
+            raise AssertionError(_missed(what, within_s, repr(seen)))
+        await asyncio.sleep(0.001)
+
+
+def _missed(what: str, within_s: float, last: object) -> str:
+    return f"waited {within_s:g} s for {what}; last seen: {last}"
