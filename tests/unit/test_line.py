@@ -38,10 +38,12 @@ async def fail_unpicklably() -> None:
     raise ValueError(lambda: None)
 
 
+begun: list[str] = []
 ended: list[str] = []
 
 
 async def wait_forever(name: str) -> None:
+    begun.append(name)
     try:
         await asyncio.Event().wait()
     finally:
@@ -104,9 +106,9 @@ def test_a_call_that_failed_keeps_none_of_its_arguments() -> None:
 
 
 def test_who_went_away_disturbs_nobody() -> None:
-    async def use(_: Exchange, line: Line) -> None:
+    async def use(exchange: Exchange, line: Line) -> None:
         gone = asyncio.create_task(line.call("echo", 1, 0.02))
-        await asyncio.sleep(0.001)
+        await until(lambda: exchange._tasks)
         gone.cancel()
         assert await line.call("echo", 2, 0.04) == 2
 
@@ -118,7 +120,7 @@ def test_what_nobody_waits_for_is_cancelled() -> None:
         other = await Line.to(await exchange.opened())
         cancelled = asyncio.create_task(line.call("wait_forever", "of a caller that went away"))
         lost = asyncio.create_task(other.call("wait_forever", "of a line that broke"))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(begun) == 2)
         cancelled.cancel()
         assert await line.call("echo", 1) == 1
         assert ended == ["of a caller that went away"]
@@ -128,6 +130,7 @@ def test_what_nobody_waits_for_is_cancelled() -> None:
         await until(lambda: len(ended) == 2)
         assert not exchange._tasks
 
+    begun.clear()
     ended.clear()
     on_a_line(use)
 
@@ -136,9 +139,9 @@ def test_an_exchange_that_ends_answers_what_was_asked_and_nothing_else() -> None
     async def use(exchange: Exchange, line: Line) -> None:
         path = Path(await exchange.opened())
         asked = asyncio.create_task(line.call("echo", "before", 0.05))
-        await asyncio.sleep(0.01)
+        await until(lambda: exchange._tasks)
         ending = asyncio.create_task(exchange.drained())
-        await asyncio.sleep(0.01)
+        await until(lambda: exchange._ending)
         with pytest.raises(ConnectionError):
             await line.call("echo", "after")
         assert await asked == "before"
@@ -199,9 +202,9 @@ def test_serve_drains_the_exchange_of_a_replica_and_python_does_not(tmp_path: Pa
 
 
 def test_a_broken_line_says_so_to_all_who_wait_and_come() -> None:
-    async def use(_: Exchange, line: Line) -> None:
+    async def use(exchange: Exchange, line: Line) -> None:
         waiting = [asyncio.create_task(line.call("echo", n, 60)) for n in range(3)]
-        await asyncio.sleep(0.01)
+        await until(lambda: len(exchange._tasks) == 3)
         line.close()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
