@@ -1,4 +1,4 @@
-"""What tests share: two servers, each of which starts and ends once in a run; and no collections."""
+"""What tests share: two servers, each of which starts and ends once in a run; a bucket; no collections."""
 
 import gc
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests.s3 import ENVIRONMENT, s3_server
 from tests.server import FLOOD, Server, running
 
 SHARING = {
@@ -90,6 +91,15 @@ def strained(pytestconfig: pytest.Config) -> Server:
         "index": {"segment_rows": 300, "merge_idle_s": 0.2},
     }
     return _running(pytestconfig, "strained", args)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The query that leads `s3://bucket/…` to a server of its own, whose keys are in the environment."""
+    with pytest.MonkeyPatch.context() as patch, s3_server("bucket") as query:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield query
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The offline job as a person runs it: a folder of photos into a running server, killed and run again."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,8 @@ import pytest
 
 from tests.assets import CACHE
 from tests.photos import WORDS, encoded, jpeg, photos
-from tests.server import ROOT, Server
+from tests.programs import started
+from tests.server import Server
 from tests.waiting import wait_until
 
 pytest.importorskip("pandas", reason="the jobs extra is not installed")
@@ -21,12 +20,8 @@ PATH = "/v1/collections/job"
 
 
 def start(folder: Path, server: Server) -> "subprocess.Popen[str]":
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"):
-        env.pop(name, None)
-    command = [sys.executable, "-m", "serve_app.jobs.build_index", str(folder), "job", "--url", server.url]
-    command += ["--model", "starter", "--cache-dir", str(CACHE)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    model = ["--model", "starter", "--cache-dir", CACHE]
+    return started("serve_app.jobs.build_index", folder, "job", "--url", server.url, *model)
 
 
 def stored(server: Server) -> int:

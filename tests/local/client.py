@@ -21,6 +21,16 @@ class Answer:
         return json.loads(self.content)
 
 
+def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """What the API says of an error, which must be this one."""
+    assert answer.status == status, answer.content
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code, error
+    assert error["message"]
+    return error
+
+
 class LocalClient:
     """Calls the ingress's ASGI app through its handle: Serve's own path, less the sockets."""
 

@@ -18,7 +18,7 @@ from serve_app.fetch import ImageFetcher
 from serve_app.limits import hold
 from serve_app.middleware import lift_time_limit
 from serve_app.routes import bulk
-from tests.local.client import Answer, LocalClient
+from tests.local.client import LocalClient, error_of
 from tests.photos import data_uri, encoded, jpeg
 
 LINES = {"content-type": "application/x-ndjson"}
@@ -55,13 +55,6 @@ def npy(array: NDArray[Any]) -> bytes:
 
 def ndjson(*items: Any) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
-
-
-def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    assert answer.status == status, answer.content
-    error: dict[str, Any] = answer.json()["error"]
-    assert error["code"] == code
-    return error
 
 
 def test_a_vector_may_be_base64_wherever_one_is_taken(client: LocalClient, raw: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.local.client import Answer, LocalClient
+from tests.local.client import Answer, LocalClient, error_of
 from tests.photos import data_uri, encoded, jpeg
 from tests.waiting import wait_until
 
@@ -18,15 +18,6 @@ TRUNCATED = jpeg("chelsea")[:5000]
 NESTED: dict[str, Any] = {}
 for _ in range(100):
     NESTED = {"a": [NESTED]}
-
-
-def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    assert answer.status == status, answer.content
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code, error
-    assert error["message"]
-    return error
 
 
 @pytest.mark.parametrize(

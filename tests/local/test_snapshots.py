@@ -1,6 +1,6 @@
 """Snapshots asked for over HTTP, by one shard and by three, and new servers filled from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,12 @@ import pytest
 from serve_app.app import build_app
 from serve_app.cli import main
 from tests.local.client import LocalClient
-from tests.s3 import ENVIRONMENT, s3_server
 
 DIMENSIONS = 8
 COLLECTION = "/v1/collections/kept"
 QUERIES = [{"vector": q.tolist()} for q in np.random.default_rng(1).normal(size=(10, DIMENSIONS))]
 
 Start = Callable[..., LocalClient]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, s3_server("bucket") as query:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield f"s3://bucket/sightline?{query}"
 
 
 @pytest.fixture
@@ -56,16 +47,16 @@ def contents(client: LocalClient) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_new_server_goes_on_from_a_snapshot_in_s3(start: Start, bucket: str, shards: int) -> None:
-    client = start(f"source-{shards}", shards=shards, snapshot_locations=[bucket])
+    place = "s3://bucket/sightline"
+    client = start(f"source-{shards}", shards=shards, snapshot_locations=[f"{place}?{bucket}"])
     fill(client)
-    to = f"s3://bucket/sightline/of-{shards}"
+    to = f"{place}/of-{shards}"
     answer = client.post(f"{COLLECTION}/snapshot", json_body={"to": to})
     assert answer.status == 200, answer.content
     made = answer.json()
     assert (made["collection"], made["to"], made["shards"], made["files"]) == ("kept", to, shards, shards)
     assert made["bytes"] > 98 * 4 * DIMENSIONS
-    place, _, query = bucket.partition("?")
-    new = start(f"new-{shards}", shards=shards, restore_from=f"{place}/of-{shards}?{query}")
+    new = start(f"new-{shards}", shards=shards, restore_from=f"{to}?{bucket}")
     assert contents(new) == contents(client)
     again = client.post(f"{COLLECTION}/snapshot", json_body={"to": f"of-{shards}"})
     assert (again.status, again.json()["error"]["code"]) == (409, "snapshot_exists")
@@ -104,8 +95,7 @@ def test_what_is_not_there_cannot_be_copied(client: LocalClient) -> None:
 
 
 def test_a_bucket_that_is_not_there_gets_503(start: Start, bucket: str) -> None:
-    _, _, query = bucket.partition("?")
-    client = start("no-bucket", snapshot_locations=[f"s3://nowhere?{query}"])
+    client = start("no-bucket", snapshot_locations=[f"s3://nowhere?{bucket}"])
     fill(client)
     answer = client.post(f"{COLLECTION}/snapshot", json_body={"to": "s3://nowhere/x"})
     assert (answer.status, answer.json()["error"]["code"]) == (503, "index_unavailable")

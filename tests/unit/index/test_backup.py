@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,19 +21,9 @@ from index.locations import Location
 from index.restore import manifests, restore, restore_all
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
-from tests.s3 import ENVIRONMENT, s3_server
 
 DIMENSIONS = 16
 NEVER = threading.Event()
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The query for the server; its bucket is called `bucket`."""
-    with pytest.MonkeyPatch.context() as patch, s3_server("bucket") as query:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield query
 
 
 @pytest.fixture(params=["directory", "s3"])

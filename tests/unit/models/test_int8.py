@@ -23,11 +23,6 @@ ANY = {"min_cosine": 0.0, "min_agreement": 0.0}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return assets.clip_directory(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.calibration_directory(tmp_path_factory.mktemp("calibration") / "set")
 

@@ -37,11 +37,6 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return assets.clip_directory(tmp_path_factory.mktemp("tiny"))
-
-
 def test_info(tiny: Path) -> None:
     info = load(tiny, name="mine", precision="fp32").info
     assert (info.id, info.task, info.precision) == ("mine", "embedding", "fp32")

@@ -44,11 +44,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield hub
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return assets.clip_directory(tmp_path_factory.mktemp("tiny-clip"))
-
-
 @pytest.fixture
 def without_safetensors(tmp_path: Path, tiny: Path) -> Path:
     directory = tmp_path / "old"

@@ -4,13 +4,12 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT
+from tests.programs import started
 from tests.unit.training.tiny import tiny_job
 from tests.waiting import wait_until
 
@@ -22,11 +21,7 @@ LOCAL_CPUS = "training.search.local_cpus=2"
 
 
 def start(module: str, *arguments: object) -> "subprocess.Popen[str]":
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"):
-        env.pop(name, None)
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return started(module, *arguments, OMP_NUM_THREADS="1")
 
 
 def output_of(process: "subprocess.Popen[str]") -> str:

@@ -30,15 +30,13 @@ def rows_of(name: str, part: str) -> list[tuple[str, str]]:
         return [(row["text"], row["label"]) for row in csv.DictReader(file)]
 
 
-def _words(text: str) -> str:
+def words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_parts_share_no_text(name: str) -> None:
-    texts = {
-        part: {" ".join(re.findall(r"\w+", t.lower())) for t, _ in rows_of(name, part)} for part in PARTS
-    }
+    texts = {part: {words(text) for text, _ in rows_of(name, part)} for part in PARTS}
     assert all(len(part) > 150 for part in texts.values())
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["validation"]
