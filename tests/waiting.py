@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 Seen = TypeVar("Seen")
 
@@ -47,6 +47,14 @@ async def until(
         if time.monotonic() >= deadline:
             raise AssertionError(_missed(what, within_s, repr(seen)))
         await asyncio.sleep(0.001)
+
+
+async def started(*calls: Coroutine[Any, Any, Seen]) -> list[asyncio.Task[Seen]]:
+    """The calls as tasks, each of which has come to its first wait."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return tasks
 
 
 def _missed(what: str, within_s: float, last: object) -> str:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar, Self
 from urllib.parse import urlencode, urlsplit
 
@@ -34,6 +36,8 @@ def error_of(answer: Answer, status: int, code: str) -> dict[str, Any]:
 class LocalClient:
     """Calls the ingress's ASGI app through its handle: Serve's own path, less the sockets."""
 
+    _fresh = count()
+
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
@@ -47,6 +51,15 @@ class LocalClient:
         client = cls(serve.run(app, name=name, _local_testing_mode=True))
         client.get("/v1/models")  # answers once all are loaded, or at once where it wants a key
         return client
+
+    @contextmanager
+    def collection(self, **spec: Any) -> Iterator[str]:
+        """The path of a new collection, which ends with the block."""
+        path = f"/v1/collections/fresh-{next(self._fresh)}"
+        answer = self.put(path, json_body=spec)
+        assert answer.status == 200, answer.content
+        yield path
+        self.delete(path)
 
     def get(self, path: str, **kwargs: Any) -> Answer:
         return self.request("GET", path, **kwargs)

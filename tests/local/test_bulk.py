@@ -23,24 +23,19 @@ from tests.photos import data_uri, encoded, jpeg
 
 LINES = {"content-type": "application/x-ndjson"}
 ARRAY = {"content-type": "application/x-npy"}
-_names = count()
 
 
 @pytest.fixture
 def raw(client: LocalClient) -> Iterator[str]:
     """The path of a fresh collection of three dimensions."""
-    path = f"/v1/collections/bulk-{next(_names)}"
-    assert client.put(path, json_body={"dimensions": 3}).status == 200
-    yield path
-    client.delete(path)
+    with client.collection(dimensions=3) as path:
+        yield path
 
 
 @pytest.fixture
 def photos(client: LocalClient) -> Iterator[str]:
-    path = f"/v1/collections/bulk-{next(_names)}"
-    assert client.put(path, json_body={}).status == 200
-    yield path
-    client.delete(path)
+    with client.collection() as path:
+        yield path
 
 
 def base64_of(vector: list[float]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import pytest
@@ -11,35 +10,29 @@ from benchmarks.load.summary import stages
 from tests.local.client import LocalClient
 from tests.photos import data_uri, jpeg
 
-_names = count()
-
 
 @pytest.fixture
 def raw(client: LocalClient) -> Iterator[str]:
     """The path of a fresh collection of three dimensions with four items."""
-    path = f"/v1/collections/raw-{next(_names)}"
-    assert client.put(path, json_body={"dimensions": 3}).status == 200
     items = [
         {"id": "x", "vector": [1, 0, 0], "metadata": {"colour": "red", "size": {"w": 1}}},
         {"id": "y", "vector": [0, 1, 0], "metadata": {"colour": "blue", "size": {"w": 2}}},
         {"id": "z", "vector": [0, 0, 1], "metadata": {"colour": "red", "size": {"w": 3}}},
         {"id": "xy/1", "vector": [1, 1, 0]},
     ]
-    assert client.post(f"{path}/items", json_body={"items": items}).json()["upserted"] == 4
-    yield path
-    client.delete(path)
+    with client.collection(dimensions=3) as path:
+        assert client.post(f"{path}/items", json_body={"items": items}).json()["upserted"] == 4
+        yield path
 
 
 @pytest.fixture
 def photos(client: LocalClient) -> Iterator[str]:
     """The path of a fresh collection of the encoder's with three photos."""
-    path = f"/v1/collections/photos-{next(_names)}"
-    assert client.put(path, json_body={"model": "clip"}).status == 200
     names = ("chelsea", "coffee", "rocket")
     items = [{"id": n, "image": data_uri(jpeg(n)), "metadata": {"name": n}} for n in names]
-    assert client.post(f"{path}/items", json_body={"items": items}).status == 200
-    yield path
-    client.delete(path)
+    with client.collection(model="clip") as path:
+        assert client.post(f"{path}/items", json_body={"items": items}).status == 200
+        yield path
 
 
 def ids(answer: Any) -> list[str]:

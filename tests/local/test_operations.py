@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,24 +170,20 @@ def test_429_tells_when_to_come_back_the_same_for_single_and_batch(
 ) -> None:
     limits = {**app_args["limits"], "max_inflight_images": 4, "retry_after_s": 7}
     client = start(app_args, tmp_path, "overload", limits=limits)
-    statuses: list[tuple[int, str | None]] = []
     gate = threading.Barrier(12)
 
-    def post(size: int) -> None:
+    def post(size: int) -> tuple[int, str | None]:
         gate.wait()
         images = [data_uri(jpeg("motorcycle"))] * size
         answer = client.post("/v1/embeddings", json_body={"input": images})
-        statuses.append((answer.status, answer.headers.get("retry-after")))
         if answer.status == 429:
             error = answer.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
             assert "4 may be at once" in error["message"]
+        return answer.status, answer.headers.get("retry-after")
 
-    threads = [threading.Thread(target=post, args=(1 + 3 * (i % 2),)) for i in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(12) as pool:
+        statuses = list(pool.map(post, [1, 4] * 6))
     assert {status for status, _ in statuses} == {200, 429}
     assert {after for status, after in statuses if status == 429} == {"7"}
     # Once the load is gone, everything is taken again.

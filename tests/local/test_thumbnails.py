@@ -4,7 +4,6 @@ import io
 import json
 from base64 import b64decode
 from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 import pytest
@@ -13,16 +12,14 @@ from PIL import Image
 from tests.local.client import Answer, LocalClient
 from tests.photos import data_uri, encoded, jpeg, photos
 
-_names = count()
 JPEG = {"content-type": "image/jpeg"}
 
 
 @pytest.fixture
 def album(client: LocalClient) -> Iterator[str]:
-    path = f"/v1/collections/thumbs-{next(_names)}"
-    assert client.put(path, json_body={"thumbnails": True}).json()["thumbnails"] is True
-    yield path
-    client.delete(path)
+    with client.collection(thumbnails=True) as path:
+        assert client.get(path).json()["thumbnails"] is True
+        yield path
 
 
 def opened(answer: Answer) -> Image.Image:

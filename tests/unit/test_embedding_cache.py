@@ -12,6 +12,7 @@ import pytest
 from deployments.errors import BadInput, NotReady, Overloaded, SightlineError, TooLarge
 from serve_app.embedding_cache import OVERHEAD_BYTES, SHARED_CONTENTS, Embedding, EmbeddingCache, Found
 from serve_app.inputs import Content
+from tests.waiting import started
 
 DIMENSIONS = 16
 ENTRY_BYTES = 4 * DIMENSIONS + OVERHEAD_BYTES
@@ -50,13 +51,6 @@ def check(found: Found, contents: Sequence[Content], fingerprint: str = "a") -> 
     for content, embedding in zip(contents, found.embeddings, strict=True):
         assert np.array_equal(embedding.vector, vector(content, fingerprint))
         assert (embedding.tokens, embedding.fingerprint) == (len(content), fingerprint)
-
-
-async def started(*calls: Coroutine[Any, Any, Found]) -> "list[asyncio.Task[Found]]":
-    tasks = [asyncio.create_task(call) for call in calls]
-    for _ in range(5):
-        await asyncio.sleep(0)  # every task reaches its first wait
-    return tasks
 
 
 def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any
 
 import pytest
 
 from deployments.errors import BadInput, NotReady
 from serve_app.errors import ApiError
 from serve_app.joined import AT_ONCE, SMALLEST_SHARE, Joined
+from tests.waiting import started
 
 Calls = list[tuple[str, list[int]]]
 
@@ -40,13 +40,6 @@ def part(answer: list[int], first: int, last: int, waited_ms: float) -> list[int
 
 def joined(slow: Slow, most: int = 4, workers: int = 1, least: int = 1) -> Joined[str, int, list[int]]:
     return Joined(slow, part, most, workers, least)
-
-
-async def started(*calls: Any) -> "list[asyncio.Task[list[int]]]":
-    tasks = [asyncio.create_task(call) for call in calls]
-    for _ in range(5):
-        await asyncio.sleep(0)  # every task reaches its first wait
-    return tasks
 
 
 def test_those_of_one_turn_of_the_event_loop_go_in_two_halves() -> None:

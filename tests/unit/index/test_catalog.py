@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -195,12 +196,8 @@ def test_settings_reach_the_collections(tmp_path: Path) -> None:
 
 
 def test_many_may_create_the_same_collection_at_once(catalog: Catalog) -> None:
-    made = []
-    threads = [threading.Thread(target=lambda: made.append(catalog.create(spec("a")))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(catalog.create, [spec("a")] * 8))
     assert len(made) == 8
     assert len(set(map(id, made))) == 1
 

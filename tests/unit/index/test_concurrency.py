@@ -1,7 +1,7 @@
 """Searches beside writes: every item once, in one state, never one that was deleted."""
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,11 +86,8 @@ def test_writers_do_not_lose_each_other_s_writes(collection: Collection) -> None
                 [Item(f"{worker}-{number}", [worker, number]), Item("shared", [worker, number])]
             )
 
-    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))  # which raises what they raise
     assert collection.info().count == len(collection.search([[0, 0]], 1000)[0]) == 4 * 40 + 1
 
 

@@ -32,9 +32,12 @@ def clustered(count: int, seed: int) -> Vectors:
 
 
 def filled(catalog: Catalog, kind: Kind, metric: Metric = "cosine", count: int = COUNT) -> Collection:
+    return filled_with(clustered(count, seed=1), catalog, kind, metric)
+
+
+def filled_with(vectors: Vectors, catalog: Catalog, kind: Kind, metric: Metric) -> Collection:
     collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric=metric))
-    vectors = clustered(count, seed=1)
-    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(count)])
+    collection.upsert([Item(str(row), vector, {"row": row}) for row, vector in enumerate(vectors)])
     while collection.maintain():
         pass
     return collection
@@ -76,13 +79,9 @@ def test_recall_is_what_was_asked_for(catalog: Catalog, kind: Kind, metric: Metr
 
 @pytest.mark.parametrize("kind", ["sq8", "hnsw", "ivf"])
 def test_one_long_vector_does_not_spoil_the_others(catalog: Catalog, kind: Kind) -> None:
-    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric="l2"))
     vectors = clustered(COUNT, seed=1)
     vectors[7] = 10_000
-    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(COUNT)])
-    while collection.maintain():
-        pass
-    queries = clustered(100, seed=2)
+    collection, queries = filled_with(vectors, catalog, kind, "l2"), clustered(100, seed=2)
     info = collection.info()
     assert (info.actual_kind, info.problem) == (kind, None)
     assert recall(scores(collection, queries, False), scores(collection, queries, True)) >= 0.92
@@ -90,13 +89,9 @@ def test_one_long_vector_does_not_spoil_the_others(catalog: Catalog, kind: Kind)
 
 @pytest.mark.parametrize("kind", ["sq8", "hnsw"])
 def test_long_vectors_that_are_what_is_looked_for_are_found(catalog: Catalog, kind: Kind) -> None:
-    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric="dot"))
     vectors = clustered(COUNT, seed=1)
     vectors[:20] *= 20
-    collection.upsert([Item(str(row), vectors[row], {"row": row}) for row in range(COUNT)])
-    while collection.maintain():
-        pass
-    queries = clustered(100, seed=2)
+    collection, queries = filled_with(vectors, catalog, kind, "dot"), clustered(100, seed=2)
     assert collection.info().problem is None
     assert recall(scores(collection, queries, False), scores(collection, queries, True)) >= 0.92
 

@@ -170,39 +170,35 @@ def test_a_download_that_stopped_before_a_small_file_goes_on(
     assert (directory / "preprocessor_config.json").is_file()
 
 
+def converted(hub: FakeHub, directory: Path, author: str) -> str:
+    """The revision of a conversion to safetensors that `author` offers."""
+    hub.discussions[MODEL] = [
+        {
+            "num": 7,
+            "title": "Adding `safetensors` variant of this model",
+            "status": "open",
+            "isPullRequest": True,
+            "createdAt": "2023-01-01T00:00:00.000Z",
+            "author": {"name": author},
+            "repo": {"name": MODEL, "type": "model"},
+        }
+    ]
+    return hub.add(MODEL, directory, "refs/pr/7")
+
+
 def test_a_model_without_safetensors_takes_the_hub_bots_conversion(
     hub: FakeHub, tiny: Path, without_safetensors: Path, tmp_path: Path
 ) -> None:
     hub.add(MODEL, without_safetensors)
-    converted = hub.add(MODEL, tiny, "refs/pr/7")
-    offer = {
-        "num": 7,
-        "title": "Adding `safetensors` variant of this model",
-        "status": "open",
-        "isPullRequest": True,
-        "createdAt": "2023-01-01T00:00:00.000Z",
-        "author": {"name": "SFconvertbot"},
-        "repo": {"name": MODEL, "type": "model"},
-    }
-    hub.discussions[MODEL] = [offer]
-    assert resolve(ClipSettings(source=MODEL), tmp_path, starter="").revision == converted
+    revision = converted(hub, tiny, "SFconvertbot")
+    assert resolve(ClipSettings(source=MODEL), tmp_path, starter="").revision == revision
 
 
 def test_a_strangers_conversion_is_not_taken(
     hub: FakeHub, tiny: Path, without_safetensors: Path, tmp_path: Path
 ) -> None:
     hub.add(MODEL, without_safetensors)
-    hub.add(MODEL, tiny, "refs/pr/7")
-    offer = {
-        "num": 7,
-        "title": "Adding `safetensors` variant of this model",
-        "status": "open",
-        "isPullRequest": True,
-        "createdAt": "2023-01-01T00:00:00.000Z",
-        "author": {"name": "mallory"},
-        "repo": {"name": MODEL, "type": "model"},
-    }
-    hub.discussions[MODEL] = [offer]
+    converted(hub, tiny, "mallory")
     with pytest.raises(SettingsError, match="no safetensors"):
         resolve(ClipSettings(source=MODEL), tmp_path, starter="")
 
