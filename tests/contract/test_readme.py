@@ -1,21 +1,30 @@
-"""Every block of the README runs as written: shell, Python, settings, and the answers it shows."""
+"""Every block of the README runs as written: shell, Python, settings, and the answers it shows.
+
+Those without a language are commands that nobody wants a test to run: they name what exists.
+"""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from configs.files import parse_overrides
 from configs.settings import Settings
 from tests.photos import jpeg
 from tests.server import ROOT, Server
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 TOLERANCE = 0.05  # of scores: bf16 and other CPUs
 
 
@@ -65,15 +74,57 @@ def test_settings_blocks_hold_settings_that_exist() -> None:
 
 
 def test_files_and_make_targets_named_in_the_documents_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
         text = document.read_text()
         for path in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
             assert (document.parent / path).exists(), f"{document} links to {path}"
         for target in re.findall(r"(?:^(?:\S+=\S+ )*|`)make ([a-z-]+)", text, re.MULTILINE):
-            assert target in targets, f"{document} names make {target}"
+            assert target in TARGETS, f"{document} names make {target}"
         for module in re.findall(r"python -m ((?:benchmarks|deployments|serve_app|training)[\w.]+)", text):
-            assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{document} names {module}"
+            assert file_of(module).exists(), f"{document} names {module}"
+
+
+def test_commands_that_are_not_run_name_what_exists(server: Server) -> None:
+    shown = [block for language, block in BLOCKS if not language and "─▶" not in block]  # a picture
+    commands = [line for block in shown for line in re.split(r"(?<!\\)\n| && ", block) if line]
+    assert len(commands) > 10
+    for command in commands:
+        check_command(shlex.split(command, comments=True), server)
+    for setting in re.findall(r"--set ([^\s`\"]+)", README):
+        Settings.from_args(parse_overrides([setting]))
+
+
+def check_command(words: list[str], server: Server) -> None:
+    match words:
+        case ["make", target]:
+            assert target in TARGETS, words
+        case ["python", "-m", module, *given]:
+            check_options(file_of(module).read_text(), given)
+        case ["sightline", command, *given]:
+            program = file_of("serve_app.cli").read_text()
+            assert f'add_parser("{command}"' in program, words
+            check_options(program, given)
+        case ["serve", "run", app, *settings]:
+            assert (ROOT / app).exists() or file_of(app.partition(":")[0]).exists(), words
+            Settings.from_args(parse_overrides(settings))
+        case ["pip", "install", "-e", project]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert project.strip(".[]") in extras, words
+        case ["curl", *given]:
+            path = urlsplit(next(word for word in given if word.startswith("http"))).path
+            routes = server.get("/openapi.json").json()["paths"]
+            assert any(re.fullmatch(re.sub("{.*?}", "[^/]+", route), path) for route in routes), words
+        case _:
+            raise AssertionError(f"nothing is known of {words}")
+
+
+def check_options(program: str, given: list[str]) -> None:
+    for option in given:
+        assert not option.startswith("--") or f'"{option}"' in program, given
+
+
+def file_of(module: str) -> Path:
+    return ROOT / (module.replace(".", "/") + ".py")
 
 
 def alike(actual: Any, shown: Any) -> None:
