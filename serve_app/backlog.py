@@ -21,10 +21,10 @@ Turn = Callable[[int], AbstractAsyncContextManager[None]]
 class Backlog:
     """The items that one gateway has out at a model, and how many of them come back in a second.
 
-    By Little's law what comes now waits as long as the one takes at the other. Of several gateways each
-    sees its share of both, and of several replicas the sum, so what they tell is everyone's wait. Speed is
-    measured under load alone, for a model that works on one item at a time is far from its best, and from
-    answer to answer, for they come a batch at a time.
+    By Little's law a new request waits for the items out, divided by the items answered per second. Each of
+    several gateways sees its share of both numbers, and the sum over replicas, so the quotient is everyone's
+    wait. The rate is measured only under load, because an idle model answers one by one, far below its
+    best; and between consecutive answers, because they come a batch at a time.
     """
 
     def __init__(

@@ -59,10 +59,10 @@ def bound_replica() -> None:
 
 
 class _WhenThereIsRoom:
-    """The attribute that holds the callback whose messages Serve queues; who asks for it gets one that waits.
+    """A descriptor over Serve's receive callback: reading it gives one that waits while too much is queued.
 
-    Made when it is asked for, not kept: a callback that holds its queue, kept by that queue, is a cycle, and
-    with it all there was of a request stays until a garbage collection, of which that makes many.
+    Made at each read: one that is kept would be a cycle with its queue, and hold all there was of a request
+    until a garbage collection, of which that makes many.
     """
 
     def __init__(self, name: str) -> None:

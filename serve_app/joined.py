@@ -52,12 +52,12 @@ class _Group(Generic[Item, Answer]):
 class Joined(Generic[Key, Item, Answer]):
     """Joins calls of the same key, so that what a call costs beside its items is paid once for many.
 
-    While a worker is idle a call goes at once, with those that came in the same turn of the event loop. While
-    all are at work what comes waits until one is done, or until it is as much as each has to do and `least`
-    items: then it leaves, for the next to be there when one is done. No call takes more than its share of
-    all the items there are, unless these are few: callers who are answered together ask again together, and
-    would leave the workers idle while they are answered. So half of them are worked on while the other half
-    is answered.
+    While a worker is free, a call leaves at the end of this turn of the event loop with all that came in it.
+    While all are busy, what comes waits until one is free, or until it is as much as each call under way
+    holds and at least `least` items: then one more call leaves, so that a worker finds its next. No call
+    takes more than its share of all items, unless these are few: callers who are answered together ask again
+    together, and the workers would idle in between. So half of them are worked on while the other half is
+    answered.
 
     An error that names an item (`index`) reaches only the caller whose it is, and the rest is asked again
     without it; any other is everybody's.

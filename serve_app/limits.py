@@ -52,7 +52,7 @@ class HoldsTooMuch(ApiError):  # noqa: N818 — named like the errors of the dep
 class Memory:
     """Counts the bytes that requests hold: of bodies, as they arrive, and of images fetched for them.
 
-    A few of each request are let in whatever the others hold, for a few slow uploads not to keep all out.
+    The first FEW_BYTES of every request are always let in: slow uploads cannot keep small requests out.
     """
 
     def __init__(self, limit: int, retry_after_s: int) -> None:
@@ -120,8 +120,8 @@ def hold(size: int) -> None:
 async def hold_in_turn(size: int) -> None:
     """Like `hold`, for what is bounded otherwise and can be read later: waits before the first of it.
 
-    With something in hand nobody waits, or many would for each other: the first of it makes sure of
-    AHEAD_BYTES, and what is more is let in.
+    Only a request that holds nothing waits: two that each hold some would wait for each other. It makes sure
+    of AHEAD_BYTES first; what comes after is counted without waiting, even past the limit.
     """
     if (mine := _HELD.get()) is None:
         return

@@ -53,7 +53,7 @@ def _cpu_features() -> set[str]:
 
 
 def hint(precision: str) -> str:
-    """OpenVINO's name for it. Between int8 kernels runs what a network that is not quantised would run."""
+    """OpenVINO's name for it; for int8 that of the layers that are not quantised."""
     return {"fp32": "f32", "bf16": "bf16"}[native_precision("auto") if precision == "int8" else precision]
 
 

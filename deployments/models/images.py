@@ -46,7 +46,7 @@ _JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd8\x01]")  # but for t
 _JPEG_SCAN: Final = 0xDA
 _JPEG_END: Final = 0xD9
 MAX_REPEATS: Final = 64
-"""Of what a file has once: Pillow puts the Exif of all segments together, and unpacks each colour profile."""
+"""Exif segments or colour profiles; a file needs one. Pillow joins all segments, and unpacks each profile."""
 _EXIF: Final = b"Exif\0\0"
 MAX_PARTS: Final = 65_536
 """Strips or tiles of a TIFF, each of which Pillow goes through in Python."""

@@ -25,7 +25,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.heads = query.out_features, heads
-        # Scores are divided by the root of a head's width; queries that are already take one step less.
+        # The factor 1/sqrt(head width) of the scores is part of the query's weights, which saves a step.
         scale = (self.width // heads) ** -0.5
         self.weight = nn.Parameter(torch.cat([query.weight * scale, key.weight, value.weight]).detach())
         self.bias = nn.Parameter(torch.cat([query.bias * scale, key.bias, value.bias]).detach())
