@@ -2,25 +2,11 @@
 
 from typing import Any
 
+from index.errors import LocatedError
 
-class SightlineError(Exception):
-    """Base of every error a caller can be told about.
 
-    `index` is the place of the offending item in the list the caller passed, where there is one.
-    Subclasses add no constructor arguments, so that pickling needs nothing but `args`.
-    """
-
-    def __init__(self, message: str, index: int | None = None) -> None:
-        super().__init__(message, index)
-        self.message = message
-        self.index = index
-
-    def __str__(self) -> str:
-        return self.message
-
-    def at(self, index: int) -> "SightlineError":
-        """The same error, pointing at item `index`."""
-        return type(self)(self.message, index)
+class SightlineError(LocatedError):
+    """Base of those of the deployments."""
 
 
 class BadInput(SightlineError):  # noqa: N818 — the name every model contract uses

@@ -3,8 +3,8 @@
 from typing import Self
 
 
-class VectorIndexError(Exception):
-    """Base of every error a caller of the index can be told about.
+class LocatedError(Exception):
+    """Base of every error a caller can be told about, the deployments' included.
 
     `index` is the place of the offending item or query in the list the caller passed, where there
     is one. Subclasses add no constructor arguments, so that pickling needs nothing but `args`.
@@ -21,6 +21,10 @@ class VectorIndexError(Exception):
     def at(self, index: int) -> Self:
         """The same error, pointing at item `index`."""
         return type(self)(self.message, index)
+
+
+class VectorIndexError(LocatedError):
+    """Base of those of the index."""
 
 
 class CollectionNotFound(VectorIndexError):  # noqa: N818 — named like the errors of the deployments

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from deployments.errors import NotReady, SightlineError
-from index.errors import VectorIndexError
+from deployments.errors import NotReady
+from index.errors import LocatedError
 from serve_app.middleware import waiting_for_a_call
 
 Key = TypeVar("Key")
@@ -172,13 +172,13 @@ class Joined(Generic[Key, Item, Answer]):
 
 def place_of(error: Exception) -> int | None:
     """The place of the item that the error is about, if it is about one."""
-    return error.index if isinstance(error, SightlineError | VectorIndexError) else None
+    return error.index if isinstance(error, LocatedError) else None
 
 
 def own_error(error: Exception, place: int | None) -> Exception:
     """A copy for one of many who get it, about the item at `place` if about one: an error that is raised in
     many tasks gathers the tracebacks of all."""
-    if place is not None and isinstance(error, SightlineError | VectorIndexError):
+    if place is not None and isinstance(error, LocatedError):
         return error.at(place)
     try:
         return copy(error).with_traceback(None)

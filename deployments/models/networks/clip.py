@@ -70,8 +70,8 @@ class Layer(nn.Module):
 class Layers(nn.Module):
     """A tower's layers, and the one token of each row that is read of them.
 
-    In the last layer only keys and values, two twelfths of its work, are made for every token, and the rest for
-    the one that is read: 25 images are 7% quicker for it, 16 texts 5% (OpenVINO, two cores).
+    In the last layer only keys and values, two twelfths of its work, are made for every token, and the rest
+    for the one that is read: 25 images are 7% quicker for it, 16 texts 5% (OpenVINO, two cores).
     """
 
     def __init__(self, encoder: Any) -> None:
