@@ -39,31 +39,27 @@ async def ready(request: Request) -> Response:
     A model without weights is `unavailable` and does not make the rest unready.
     """
     gateway = gateway_of(request)
-    models = gateway.inference.models
     limit_s = gateway.settings.gateway.health_timeout_s
-    shards = gateway.index.probes()
-    pool = {} if gateway.preprocessor is None else {"preprocessor": call(gateway.preprocessor, "ready")}
-    names = [*pool, *shards, *models]
+    probes: dict[str, Coroutine[Any, Any, object] | None] = {}
+    if gateway.preprocessor is not None:
+        probes["preprocessor"] = call(gateway.preprocessor, "ready")
+    probes |= gateway.index.probes()
+    for name, model in gateway.inference.models.items():
+        probes[name] = None if isinstance(model, Unavailable) else gateway.inference.probe(name)
     # Waited for and not told: what is not there, the others say.
     _, *states = await asyncio.gather(
-        _state(gateway.rehearsed(), limit_s),
-        *(_state(probe, limit_s) for probe in pool.values()),
-        *(_state(probe, limit_s) for probe in shards.values()),
-        *(
-            _constant("unavailable")
-            if isinstance(model, Unavailable)
-            else _state(gateway.inference.probe(name), limit_s)
-            for name, model in models.items()
-        ),
+        _state(gateway.rehearsed(), limit_s), *(_state(probe, limit_s) for probe in probes.values())
     )
     is_ready = all(state in ("ready", "unavailable") for state in states)
     status = "ready" if is_ready else "not ready"
     return json_response(
-        {"status": status, "dependencies": dict(zip(names, states, strict=True))}, 200 if is_ready else 503
+        {"status": status, "dependencies": dict(zip(probes, states, strict=True))}, 200 if is_ready else 503
     )
 
 
-async def _state(probe: Coroutine[Any, Any, object], limit_s: float) -> str:
+async def _state(probe: Coroutine[Any, Any, object] | None, limit_s: float) -> str:
+    if probe is None:
+        return "unavailable"
     try:
         async with asyncio.timeout(limit_s):
             await probe
@@ -72,7 +68,3 @@ async def _state(probe: Coroutine[Any, Any, object], limit_s: float) -> str:
     except Exception as error:
         return str(error) or type(error).__name__
     return "ready"
-
-
-async def _constant(state: str) -> str:
-    return state
