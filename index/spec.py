@@ -66,6 +66,20 @@ class CollectionSpec(Frozen):
                 "that filled it, or create a new collection and add the items there to embed them again"
             )
 
+    def differences(self, other: "CollectionSpec") -> list[str]:
+        """In which settings two collections differ, in words; empty if one could hold what is in the other.
+
+        Where nothing was written yet there is no fingerprint to differ.
+        """
+        fields = ["dimensions", "metric", "kind", "indexed_keys", "model", "thumbnails"]
+        if self.model == other.model and self.fingerprint and other.fingerprint:
+            fields.append("fingerprint")
+        return [
+            f"{field} is {getattr(self, field)!r}, not {getattr(other, field)!r}"
+            for field in fields
+            if getattr(self, field) != getattr(other, field)
+        ]
+
     def check_same(self, wanted: "CollectionSpec") -> None:
         """Raise unless creating `wanted` over this existing collection changes nothing.
 
@@ -73,15 +87,9 @@ class CollectionSpec(Frozen):
             ModelMismatch: only the exact model differs.
             CollectionExists: a setting differs; the message names each.
         """
-        fields = ("dimensions", "metric", "kind", "indexed_keys", "model", "thumbnails")
         if wanted.model == self.model:
             self.check_fingerprint(wanted.fingerprint)
-        differences = [
-            f"{field} is {getattr(self, field)!r}, not {getattr(wanted, field)!r}"
-            for field in fields
-            if getattr(self, field) != getattr(wanted, field)
-        ]
-        if differences:
+        if differences := self.differences(wanted):
             raise CollectionExists(
                 f"collection {self.name!r} exists with other settings ({'; '.join(differences)}): "
                 "use those, choose another name, or delete it first"

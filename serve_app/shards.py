@@ -18,7 +18,7 @@ from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
 from index.backup import Manifest
 from index.collection import CollectionInfo
-from index.errors import BadItem, CollectionNotFound, VectorIndexError
+from index.errors import BadItem, CollectionNotFound, IndexUnavailable, VectorIndexError
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
@@ -26,7 +26,7 @@ from index.shards import shard_of
 from index.spec import CollectionSpec
 from serve_app.direct import Direct
 from serve_app.joined import Joined
-from serve_app.scatter import NO_ANSWER, Scatter, incomplete
+from serve_app.scatter import NO_ANSWER, Scatter, clash, incomplete
 from serve_app.shard import Shard
 
 logger = logging.getLogger("ray.serve")
@@ -101,9 +101,17 @@ class Shards:
         return {shard.name: shard.ready() for shard in self._shards}
 
     async def create(self, spec: CollectionSpec) -> CollectionInfo:
-        # The first shard decides between two who make the same name with different settings.
+        """The collection, made where it is not. Nothing changes if a shard holds it with other settings."""
         rest = range(1, len(self._shards))
-        await self._scatter.some("ready", dict.fromkeys(rest, ()))
+        if not self._only:
+            await self._scatter.all("ready")
+            outcomes = await self._scatter.outcomes("spec", self._scatter.every(spec.name))
+            there = {i: o for i, o in outcomes.items() if not isinstance(o, CollectionNotFound)}
+            self._scatter.check(there)
+            self._check_same(there)
+            for existing in there.values():
+                existing.check_same(spec)
+        # The first shard decides between two who make the same name with different settings.
         first: CollectionInfo = await self._shards[0].ask("create", spec)
         return merge_infos([first, *await self._scatter.some("create", dict.fromkeys(rest, (spec,)))])
 
@@ -129,12 +137,17 @@ class Shards:
         for name, parts in infos.items():
             if lacking := [shard.name for shard in self._shards if shard.name not in parts]:
                 reasons.setdefault(name, incomplete(", ".join(lacking)))
+            if different := clash({shard: _spec_of(info) for shard, info in parts.items()}):
+                reasons.setdefault(name, different)
         whole = {name: parts for name, parts in infos.items() if name not in reasons}
         merged = [merge_infos(list(parts.values())) for _, parts in sorted(whole.items())]
         return merged, dict(sorted(reasons.items()))
 
     async def info(self, name: str) -> CollectionInfo:
-        return merge_infos(await self._scatter.all("info", name))
+        infos: list[CollectionInfo] = await self._scatter.all("info", name)
+        if not self._only:
+            self._check_same({i: _spec_of(info) for i, info in enumerate(infos)})
+        return merge_infos(infos)
 
     async def upsert(
         self, name: str, items: Sequence[Item], fingerprint: str | None
@@ -270,9 +283,19 @@ class Shards:
         return Found(hits, times, tuple(self._shards[i].name for i in missing))
 
     async def _specs(self, name: str, shards: Iterable[int]) -> list[CollectionSpec]:
-        """What the collection is on each of these shards, all of which are there when this returns."""
+        """What the collection is on each of these shards, all of which are there when this returns.
+
+        Raises IndexUnavailable where it is not the same on all.
+        """
+        parts = dict.fromkeys(shards, (name,))
         async with self._known(name):
-            return await self._scatter.some("spec", dict.fromkeys(shards, (name,)))
+            specs: list[CollectionSpec] = await self._scatter.some("spec", parts)
+        self._check_same(dict(zip(parts, specs, strict=True)))
+        return specs
+
+    def _check_same(self, specs: Mapping[int, CollectionSpec]) -> None:
+        if specs and (different := clash({self._shards[i].name: spec for i, spec in specs.items()})):
+            raise IndexUnavailable(different)
 
     @asynccontextmanager
     async def _known(self, name: str) -> AsyncIterator[None]:
@@ -312,6 +335,10 @@ async def _discard(able: Sequence[Shard], name: str, to: str, id: str) -> None:
             return
         except Exception as error:
             logger.warning("%s could not delete what there is of a snapshot at %s: %s", shard.name, to, error)
+
+
+def _spec_of(info: CollectionInfo) -> CollectionSpec:
+    return CollectionSpec.model_validate(info, from_attributes=True)
 
 
 def _alongside(times: Sequence[StageTimes]) -> StageTimes:

@@ -17,6 +17,7 @@ from index.errors import (
     BadFilter,
     BadItem,
     BadVector,
+    CollectionExists,
     CollectionNotFound,
     IndexUnavailable,
     SnapshotExists,
@@ -227,6 +228,76 @@ def test_a_collection_one_shard_lost_is_told_and_can_be_made_again_or_dropped(cl
         with pytest.raises(CollectionNotFound):
             await shards.drop("a")
         assert await shards.list_all() == ([], {})
+
+    asyncio.run(main())
+
+
+def test_a_lost_collection_is_made_again_only_as_the_other_shards_hold_it(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.indexes[0]._catalog.delete("a")  # the shard that decides between two at once
+        for other in (
+            CollectionSpec(name="a", dimensions=2),
+            CollectionSpec(name="a", dimensions=3, metric="l2"),
+        ):
+            with pytest.raises(CollectionExists, match="not"):
+                await shards.create(other)
+        with pytest.raises(IndexUnavailable, match="index-0 lost this collection"):
+            await shards.info("a")
+        info = await shards.create(CollectionSpec(name="a", dimensions=2, metric="l2"))
+        assert (info.metric, info.count) == ("l2", 30 - len(OWNED[0]))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"metric": "cosine"},
+            "index-1 and index-0 hold different .*metric is 'cosine', not 'l2'.*delete it",
+        ),
+        ({"metric": "l2", "model": "m", "fingerprint": "f"}, "model is None, not 'm'.*delete it"),
+    ],
+)
+def test_different_collections_of_one_name_are_refused_until_they_are_dropped(
+    cluster: Cluster, settings: dict[str, Any], told: str
+) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        cluster.indexes[1]._catalog.delete("a")  # as if its directory were another's copy
+        cluster.indexes[1]._catalog.create(CollectionSpec(name="a", dimensions=2, **settings))
+        right = CollectionSpec(name="a", dimensions=2, metric="l2")
+        for call in (
+            shards.info("a"),
+            shards.create(right),
+            shards.upsert("a", [Item(name, [1, 1]) for name in NAMES], None),
+            shards.delete("a", NAMES),
+            shards.delete_where("a", {"must": [{"key": "n", "exists": True}]}),
+        ):
+            with pytest.raises(IndexUnavailable, match=told):
+                await call
+        infos, unavailable = await shards.list_all()
+        assert (infos, list(unavailable)) == ([], ["a"])
+        assert "delete it and make it again" in unavailable["a"]
+        await shards.drop("a")
+        assert (await shards.create(right)).count == 0
+
+    asyncio.run(main())
+
+
+def test_shards_of_which_only_some_were_written_to_hold_the_same_collection(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        await shards.create(CollectionSpec(name="b", dimensions=2, model="m", fingerprint=None))
+        await shards.upsert("b", [Item(OWNED[2][0], [1, 1])], "f")
+        assert (await shards.info("b")).count == 1
+        await shards.upsert("b", [Item(name, [1, 1]) for name in NAMES], "f")
+        assert (await shards.info("b")).fingerprint == "f"
+        cluster.indexes[1]._catalog.delete("b")
+        cluster.indexes[1]._catalog.create(CollectionSpec(name="b", dimensions=2, model="m", fingerprint="g"))
+        with pytest.raises(IndexUnavailable, match="fingerprint is 'g', not 'f'"):
+            await shards.info("b")
 
     asyncio.run(main())
 
