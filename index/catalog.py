@@ -210,8 +210,10 @@ class Catalog:
             self._unavailable[name] = error
             raise
         except Exception as error:  # what is damaged is met with errors of every kind
-            reason = f"{type(error).__name__}: {error}"
-            unavailable = IndexUnavailable(f"collection {name!r} cannot be opened ({reason}): {DAMAGED}")
+            reason = f"({type(error).__name__}: {error}): {DAMAGED}"
+            if isinstance(error, MemoryError):
+                reason = "now: there is not enough memory for it; free some and ask again"
+            unavailable = IndexUnavailable(f"collection {name!r} cannot be opened {reason}")
             self._unavailable[name] = unavailable
             raise unavailable from error
         self._open[name] = collection

@@ -22,7 +22,7 @@ CLOSED: Final = IndexUnavailable("the check is over")
 def problems(root: Path) -> Iterator[str]:
     """What is wrong with the collections under `root`, a sentence each; nothing if all is well.
 
-    Reads everything: the database's own integrity check, every vector, every snapshot.
+    Reads everything: the database's own integrity check, every vector, every segment.
 
     Raises:
         IndexUnavailable: it is open in another process.
@@ -49,7 +49,7 @@ def _collection_problems(directory: Path) -> Iterator[str]:
                 if isinstance(found, Segment):
                     segments[name] = found
                 else:
-                    yield f"snapshot {name}: {found}"
+                    yield f"segment {name}: {found}"
             yield from _rows(reader, segments)
     except Exception as error:
         yield _told(error)
@@ -84,6 +84,6 @@ def _rows(reader: Reader, segments: Mapping[str, Segment]) -> Iterator[str]:
         yield f"{count} vectors are not what this collection stores (finite; of length 1 under cosine)"
     for name, count in (+other).items():
         yield (
-            f"snapshot {name}: {count} vectors are not the database's; delete its directory "
+            f"segment {name}: {count} vectors are not the database's; delete its directory "
             f"({SEGMENTS}/{name}), it is made again"
         )

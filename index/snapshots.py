@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class Damaged(Exception):  # noqa: N818
-    """A snapshot that cannot be used, and why. It is rebuilt from the database, which has everything."""
+    """Files of a segment that can never be used, and why. The database, from which it is rebuilt, has all."""
+
+
+class Unreadable(Exception):  # noqa: N818
+    """Files of a segment that cannot be read now and may be sound: too few descriptors, too little memory."""
 
 
 def _indexed(segment: Segment, kind: AnnKind, threads: int, target_recall: float, stop: Stop) -> Segment:
@@ -111,8 +115,7 @@ class Snapshots:
             Stopped: as `stop` wanted.
         """
         self._root.mkdir(exist_ok=True)
-        numbers = [int(path.name) for path in self._root.iterdir() if path.name.isdigit()]
-        number = max(numbers, default=0) + 1
+        number = max(map(_number, self._root.iterdir()), default=0) + 1
         unfinished = self._root / UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -178,11 +181,12 @@ class Snapshots:
             "tuning": segment.tuning and asdict(segment.tuning),
             "files": files,
         }
-        return segment, manifest
+        return segment, manifest | {"crc32": checksum(manifest)}
 
     def load(self, last_rowid: int) -> list[Segment]:
-        """The newest valid segments, ascending by rowid. What is damaged, or was absorbed, is removed.
+        """The newest valid segments, ascending by rowid. What is damaged, absorbed or unfinished is removed.
 
+        What cannot be read now stays: it is used after another start, unless it was absorbed by then.
         `last_rowid` is the newest that the database ever gave.
         """
         chosen: list[Segment] = []
@@ -190,45 +194,60 @@ class Snapshots:
             return chosen
         for path in sorted(self._root.iterdir(), key=_number, reverse=True):
             try:
-                segment = self._read(path, last_rowid)
-            except Damaged as damage:
-                logger.warning("snapshot %s of %r is not used: %s", path.name, self._spec.name, damage)
-            else:
-                if all(segment.last < other.first or segment.first > other.last for other in chosen):
-                    chosen.append(segment)
+                if _number(path) and self._chose(path, last_rowid, chosen):
+                    continue
+            except (Damaged, Unreadable) as error:
+                logger.warning("segment %s of %r is not used: %s", path.name, self._spec.name, error)
+                if isinstance(error, Unreadable):
                     continue
             shutil.rmtree(path, ignore_errors=True)  # a read-only directory keeps it; it is never used
         return sorted(chosen, key=lambda segment: segment.first)
+
+    def _chose(self, directory: Path, last_rowid: int, chosen: list[Segment]) -> bool:
+        """Read a segment into `chosen`; False if those absorbed it. Raises Damaged, Unreadable."""
+        manifest = self._manifest(directory, last_rowid)
+        first, last = manifest["first_row"], manifest["last_row"]
+        if any(first <= other.last and last >= other.first for other in chosen):
+            return False
+        chosen.append(self._read(directory, manifest))
+        return True
 
     def remove(self, segment: Segment) -> None:
         """Delete a segment's files; searches that still run on it keep them until they end."""
         shutil.rmtree(self._directory(segment.number), ignore_errors=True)
 
-    def examined(self, last_rowid: int) -> Iterator[tuple[str, Segment | Damaged]]:
-        """Each by its directory's name, or why `load` would refuse it; reads every file."""
+    def examined(self, last_rowid: int) -> Iterator[tuple[str, Segment | Damaged | Unreadable]]:
+        """Each by its directory's name, or why `load` would not use it; reads every file."""
         with suppress(FileNotFoundError):
-            for path in sorted(self._root.iterdir(), key=_number):
+            for path in sorted(filter(_number, self._root.iterdir())):
                 try:
-                    yield path.name, self._read(path, last_rowid)
-                except Damaged as damage:
-                    yield path.name, damage
+                    yield path.name, self._read(path, self._manifest(path, last_rowid))
+                except (Damaged, Unreadable) as error:
+                    yield path.name, error
 
     def _directory(self, number: int) -> Path:
         return self._root / f"{number:06}"
 
-    def _read(self, directory: Path, last_rowid: int) -> Segment:
-        """Raises Damaged for anything but a whole snapshot of this collection."""
-        try:
-            manifest = json.loads((directory / MANIFEST).read_bytes())
+    def _manifest(self, directory: Path, last_rowid: int) -> dict[str, Any]:
+        """Raises Damaged for anything but the manifest of a segment of this collection, and Unreadable."""
+        with _reading():
+            manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
             if manifest["format"] != FORMAT:
                 raise Damaged(f"its format is {manifest['format']}, this release reads {FORMAT}")
+            if manifest.pop("crc32") != checksum(manifest):
+                raise Damaged(f"{MANIFEST} does not have the checksum it was written with")
             shape = manifest["metric"], manifest["dimensions"]
             if shape != (self._spec.metric, self._spec.dimensions):
                 raise Damaged("it belongs to a collection with other settings")
-            if manifest.get("collection", self._identity) != self._identity:  # older releases wrote none
+            if manifest["collection"] != self._identity:
                 raise Damaged("it belongs to a collection that had this name before")
             if manifest["last_row"] > last_rowid:
                 raise Damaged("it is newer than the database, in whose place an older one was put")
+            return manifest
+
+    def _read(self, directory: Path, manifest: Mapping[str, Any]) -> Segment:
+        """Raises Damaged for files that are not as they were written, and Unreadable."""
+        with _reading():
             for name, expected in manifest["files"].items():
                 _check(directory / name, expected)
             kind = KINDS.get(manifest["kind"])
@@ -238,6 +257,8 @@ class Snapshots:
             rows = manifest["rows"]
             if (len(rowids), vectors.shape) != (rows, (rows, self._spec.dimensions)) or rows == 0:
                 raise Damaged("its files do not fit each other")
+            if (rowids[0], rowids[-1]) != (manifest["first_row"], manifest["last_row"]):
+                raise Damaged("its rows are not those of its manifest")
             if index is not None and index.ntotal != rows:
                 raise Damaged("its index does not fit its rows")
             return Segment(
@@ -251,8 +272,34 @@ class Snapshots:
                 Tuning(**manifest["tuning"]) if manifest["tuning"] else None,
                 manifest["files"][INDEX]["bytes"] if kind else 0,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise Damaged(f"it cannot be read: {error}") from error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Errors of reading as what they say of the files."""
+    try:
+        yield
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise Damaged(f"it cannot be read: {error}") from error
+    except (
+        OSError,
+        MemoryError,
+        RuntimeError,
+    ) as error:  # the last of FAISS, of a file with the right checksum
+        raise Unreadable(f"it cannot be read now: {str(error) or 'not enough memory'}") from error
+
+
+def checksum(manifest: Mapping[str, Any]) -> int:
+    """CRC-32 of what a manifest says, however it is written."""
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _check(path: Path, expected: dict[str, int]) -> None:
@@ -271,7 +318,8 @@ def _crc(file: BinaryIO) -> int:
 
 
 def _number(path: Path) -> int:
-    return int(path.name) if path.name.isdigit() else -1
+    """The segment whose directory this is; 0 of anything else, such as one that was not finished."""
+    return int(path.name) if path.name.isascii() and path.name.isdigit() else 0
 
 
 def sync_directory(path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.settings import IndexSettings, LimitSettings
@@ -135,6 +136,35 @@ def test_damage_of_any_kind_is_of_one_collection(catalog: Catalog, damage: str) 
     with Catalog(catalog.root) as again:
         assert names(again) == ["good"]
         assert "damaged" in str(again.unavailable["bad"])
+
+
+OPENER = """
+import resource, sys
+from pathlib import Path
+from index.catalog import Catalog
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 20 * 1024 * 1024, resource.RLIM_INFINITY))
+with Catalog(Path(sys.argv[1]), maintenance=False) as catalog:
+    print(catalog.unavailable["a"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
+def test_too_little_memory_is_not_called_damage(catalog: Catalog) -> None:
+    count, dimensions = 5000, 2048  # 40 MB
+    vectors = np.ones((count, dimensions), np.float32)
+    catalog.create(spec("a", dimensions)).upsert([Item(str(n), vector) for n, vector in enumerate(vectors)])
+    catalog.close()
+    root = Path(__file__).parents[3]
+    told = subprocess.run(
+        [sys.executable, "-c", OPENER, str(catalog.root)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        text=True,
+        check=True,
+    )
+    assert "not enough memory" in told.stdout
+    assert "damaged" not in told.stdout
 
 
 def test_a_directory_has_one_writer(catalog: Catalog) -> None:

@@ -22,11 +22,11 @@ def test_a_sound_directory_has_no_problems_and_is_left_as_it_is(tmp_path: Path) 
     assert len(segments(tmp_path)) == 2
 
 
-def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
+def test_damaged_segments_are_named(tmp_path: Path) -> None:
     fill(tmp_path)
     flip(segments(tmp_path)[1] / "vectors.npy")
     assert list(problems(tmp_path)) == [
-        "c: snapshot 000002: vectors.npy does not have the checksum it was written with"
+        "c: segment 000002: vectors.npy does not have the checksum it was written with"
     ]
     assert len(segments(tmp_path)) == 2
 
@@ -95,7 +95,7 @@ def test_the_command_checks_every_shard(tmp_path: Path, capsys: pytest.CaptureFi
     assert "rowids.npy does not have the checksum" in capsys.readouterr().out
 
 
-def test_vectors_of_a_snapshot_that_are_not_the_database_s_are_found(tmp_path: Path) -> None:
+def test_vectors_of_a_segment_that_are_not_the_database_s_are_found(tmp_path: Path) -> None:
     fill(tmp_path)
     with sqlite3.connect(tmp_path / "c" / FILE_NAME) as connection:
         connection.execute(
@@ -105,6 +105,6 @@ def test_vectors_of_a_snapshot_that_are_not_the_database_s_are_found(tmp_path: P
     connection.close()
     found = list(problems(tmp_path))
     assert [problem.partition(";")[0] for problem in found] == [
-        "c: snapshot 000001: 2 vectors are not the database's",
-        "c: snapshot 000002: 1 vectors are not the database's",
+        "c: segment 000001: 2 vectors are not the database's",
+        "c: segment 000002: 1 vectors are not the database's",
     ]

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,7 @@ def test_a_damaged_snapshot_is_rebuilt(
     tmp_path: Path, segment: int, file: str, damage: Callable[[Path], None]
 ) -> None:
     fill(tmp_path)
-    if (file, damage) == ("manifest.json", flip):  # a flipped bit can leave it valid JSON of another meaning
-        manifest = segments(tmp_path)[segment] / file
-        manifest.write_text(manifest.read_text().replace('"crc32": ', '"crc32": 1'))
-    else:
-        damage(segments(tmp_path)[segment] / file)
+    damage(segments(tmp_path)[segment] / file)
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
         collection = catalog.get("c")
         assert collection.info().segments == segment  # those before it are still good
@@ -102,6 +100,60 @@ def test_a_damaged_snapshot_is_rebuilt(
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
         assert catalog.get("c").info().segments == segment + 1
         assert_whole(catalog.get("c"))
+
+
+@pytest.mark.parametrize("key", ["effort", "recall", "first_row", "bytes"])
+def test_a_changed_digit_in_a_manifest_is_damage(tmp_path: Path, key: str) -> None:
+    fill(tmp_path)
+    manifest = segments(tmp_path)[1] / "manifest.json"
+    changed = re.sub(
+        rf'("{key}": [^\n]*)\d', r"\1 ", manifest.read_text(), count=1
+    )  # the last becomes a space
+    assert json.loads(changed) != json.loads(manifest.read_text())
+    manifest.write_text(changed)
+    assert [problem for problem in problems(tmp_path) if "segment 000002: manifest.json" in problem]
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 1
+        assert_whole(catalog.get("c"))
+
+
+@contextmanager
+def failing(file: Path) -> Iterator[None]:
+    """Reading the file is an input/output error, as of a disk with a bad moment."""
+    kept = file.rename(file.with_name("kept"))
+    file.symlink_to("/proc/self/mem")  # whose first page nothing is mapped to
+    yield
+    kept.rename(file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes the error from /proc")
+def test_a_segment_that_cannot_be_read_now_is_used_once_it_can_be(tmp_path: Path) -> None:
+    fill(tmp_path)
+    both = segments(tmp_path)
+    with failing(both[0] / "manifest.json"):
+        assert any("segment 000001: it cannot be read now" in problem for problem in problems(tmp_path))
+        with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+            assert catalog.get("c").info().segments == 0
+            assert_whole(catalog.get("c"))
+    assert segments(tmp_path) == both
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 2
+        assert_whole(catalog.get("c"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes the error from /proc")
+def test_a_segment_that_could_not_be_read_goes_once_another_has_its_rows(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with failing(segments(tmp_path)[0] / "manifest.json"):
+        with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+            while catalog.get("c").maintain():
+                pass
+            assert catalog.get("c").info().segments == 1
+        assert [path.name for path in segments(tmp_path)] == ["000001", "000002", "000003"]
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 1
+        assert_whole(catalog.get("c"))
+    assert [path.name for path in segments(tmp_path)] == ["000003"]
 
 
 def test_what_a_crash_left_unfinished_or_undeleted_is_ignored(tmp_path: Path) -> None:
@@ -127,8 +179,10 @@ def test_what_a_crash_left_unfinished_or_undeleted_is_ignored(tmp_path: Path) ->
 def test_snapshots_of_other_settings_are_not_used(tmp_path: Path) -> None:
     fill(tmp_path)
     manifest = segments(tmp_path)[0] / "manifest.json"
-    content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**content, "metric": "l2"}))
+    content = {**json.loads(manifest.read_text()), "metric": "l2"}
+    del content["crc32"]
+    manifest.write_text(json.dumps({**content, "crc32": snapshots.checksum(content)}))
+    assert any("other settings" in problem for problem in problems(tmp_path))
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
         assert catalog.get("c").info().segments == 0
         assert_whole(catalog.get("c"))
@@ -227,17 +281,33 @@ def test_an_older_database_in_its_place_is_not_searched_by_newer_snapshots(tmp_p
             assert catalog.get("c").info().count == 2000
 
 
-def test_snapshots_of_an_older_release_are_used(tmp_path: Path) -> None:
+def test_a_segment_whose_building_was_killed_before_it_had_its_name_is_none(tmp_path: Path) -> None:
+    fill(tmp_path)
+    first, second = segments(tmp_path)
+    second.rename(second.with_name(".unfinished"))  # whole, with its manifest
+    assert list(problems(tmp_path)) == []
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert segments(tmp_path) == [first]
+        while catalog.get("c").maintain():
+            pass
+        assert catalog.get("c").info().segments == 2
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 2
+        assert_whole(catalog.get("c"))
+
+
+def test_an_older_release_s_database_is_updated_and_its_segments_made_again(tmp_path: Path) -> None:
     fill(tmp_path)
     with closing(sqlite3.connect(tmp_path / "c" / FILE_NAME)) as connection, connection:
         connection.execute("ALTER TABLE state DROP COLUMN identity")
         connection.execute("DELETE FROM schema_version WHERE name = 'identity'")
-    for directory in segments(tmp_path):
-        manifest = json.loads((directory / "manifest.json").read_text())
-        del manifest["collection"]
-        (directory / "manifest.json").write_text(json.dumps(manifest))
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
-        assert catalog.get("c").info().segments == 2
+        collection = catalog.get("c")
+        while collection.maintain():
+            pass
+        assert_whole(collection)
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        assert catalog.get("c").info().segments == 1
         assert_whole(catalog.get("c"))
 
 
