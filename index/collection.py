@@ -34,7 +34,7 @@ from index.items import (
     check_items,
     query_vectors,
 )
-from index.maintenance import Work, due
+from index.maintenance import Work, compaction_due, due
 from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
 from index.spec import CollectionSpec, Kind, Metric
@@ -343,6 +343,7 @@ class Collection:
             view = self._views.get(self._version)  # none once closed
             work = self._due(view) if view else None
             if view is None or work is None:
+                self._problem = None  # what failed is no longer wanted
                 return False
             self._building = True
             try:
@@ -447,7 +448,7 @@ class Collection:
         self._views = {self._version: view}  # first of all: whatever fails below, this is what is committed
         self._last_write = time.monotonic()
         self.spec = self._committing
-        if view.tail.tombstones > self._settings.compact_ratio * view.tail.size:
+        if compaction_due(view.tail.tombstones, view.tail.size, self._settings.compact_ratio):
             with suppress(MemoryError):  # the dead rows stay until there is room for a copy
                 self._views = {self._version: view.with_compact_tail()}
         self._store.limit_wal()

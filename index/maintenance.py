@@ -53,7 +53,7 @@ def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle
             first = 0
         return Work(first, len(segments), tail=True)
     for place, part in enumerate(segments):
-        if part.size - part.living > compact_ratio * part.size:
+        if compaction_due(part.size - part.living, part.size, compact_ratio):
             return Work(place, place + 1, tail=False)
     if idle and _should_join(sizes):
         return Work(0, len(segments), tail=False)
@@ -62,6 +62,11 @@ def due(view: View, kind: Kind, *, segment_rows: int, compact_ratio: float, idle
         if part.segment.kind is None and kind_for(kind, part.living, view.living):
             return Work(place, place + 1, tail=False)
     return None
+
+
+def compaction_due(dead: int, rows: int, compact_ratio: float) -> bool:
+    """Whether so many of the rows are dead that the others should be rewritten without them."""
+    return dead > compact_ratio * rows or 0 < dead == rows
 
 
 def _should_join(sizes: Sequence[int]) -> bool:

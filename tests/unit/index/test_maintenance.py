@@ -62,6 +62,16 @@ def test_flat_segments_get_an_index_once_the_rows_have_become_many() -> None:
     assert work("flat", idle=True) is None
 
 
+@pytest.mark.parametrize(
+    ("ratio", "dead", "work"), [(1, 99, None), (1, 100, Work(0, 1, False)), (0.2, 0, None)]
+)
+def test_a_segment_of_dead_rows_alone_is_always_dropped(ratio: float, dead: int, work: Work | None) -> None:
+    of = view((100,), 0)
+    (part,) = of.segments
+    of = View([part.without(part.segment.rowids[:dead])], of.tail)
+    assert due(of, "hnsw", segment_rows=10_000, compact_ratio=ratio, idle=False) == work
+
+
 def test_a_collection_with_ever_more_to_do_leaves_the_others_their_turn() -> None:
     done: list[str] = []
     turn = threading.Event()

@@ -216,6 +216,38 @@ def test_a_full_disk_while_building_leaves_everything_as_it_was(
         assert (collection.info().segments, collection.info().problem) == (1, None)
 
 
+def test_a_build_that_failed_is_no_problem_once_it_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(snapshots._Writer):
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshots, "_Writer", FullDisk)
+    with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(1000)])
+        with pytest.raises(IndexUnavailable, match="No space left"):
+            collection.maintain()
+        collection.delete(["7"])
+        assert not collection.maintain()
+        assert (collection.info().state, collection.info().problem) == ("ready", None)
+
+
+def test_rows_that_are_all_dead_go_at_any_ratio(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"compact_ratio": 1})
+    with Catalog(tmp_path, settings, maintenance=False) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
+        collection.upsert([Item(str(row), VECTORS[row]) for row in range(1000)])
+        assert collection.maintain()
+        collection.upsert([Item("last", VECTORS[0])])
+        collection.delete(["last", *map(str, range(1000))])
+        assert collection.maintain()
+        info = collection.info()
+        assert (info.count, info.tombstones, info.segments) == (0, 0, 0)
+        assert segments(tmp_path) == []
+
+
 def test_the_background_builds_by_itself_and_stops_with_the_catalog(tmp_path: Path) -> None:
     with Catalog(tmp_path, SETTINGS) as catalog:
         collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="hnsw"))
