@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 EngineName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+NAME_PATTERN = r"^[a-z0-9_-]{1,64}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX, allow_inf_nan=False)]
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import IO, Self
 from uuid import uuid4
 
-from configs.settings import IndexSettings, LimitSettings
+from configs.settings import NAME_PATTERN, IndexSettings, LimitSettings
 from configs.threads import threads_for
 from index.collection import Collection, CollectionInfo
 from index.errors import CollectionNotFound, IndexUnavailable
@@ -68,7 +69,7 @@ class Catalog:
             with _file_errors(root):
                 for leftover in root.glob(f"{UNFINISHED}*"):
                     shutil.rmtree(leftover)
-                self._names = {path.parent.name for path in root.glob(f"*/{FILE_NAME}")}
+                self._names = {path.name for path in collection_directories(root)}
             for name in sorted(self._names):
                 with suppress(IndexUnavailable):
                     self._opened(name)
@@ -226,6 +227,16 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def collection_directories(root: Path) -> list[Path]:
+    """Every collection's directory, by name; also of one whose database is gone."""
+    entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    return [
+        path
+        for path in entries
+        if path.is_dir() and (re.fullmatch(NAME_PATTERN, path.name) or (path / FILE_NAME).exists())
+    ]
 
 
 def locked(path: Path, timeout_s: float) -> IO[bytes]:

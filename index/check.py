@@ -1,19 +1,22 @@
 """Looks for damage in a data directory that nobody has open, and repairs nothing."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from index.catalog import LOCK_NAME, locked
+from index.catalog import LOCK_NAME, collection_directories, locked
 from index.errors import IndexUnavailable
 from index.items import Rowids
 from index.segment import Segment
+from index.shards import clash, shard_count, shard_directories, shard_name
 from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
-from index.store import DAMAGED, FILE_NAME, Reader, Store
+from index.spec import CollectionSpec
+from index.store import DAMAGED, MIGRATIONS, Reader, Store
 
 ROWS_AT_ONCE: Final = 4096
 CLOSED: Final = IndexUnavailable("the check is over")
@@ -28,19 +31,70 @@ def problems(root: Path) -> Iterator[str]:
         IndexUnavailable: it is open in another process.
     """
     with locked(root / LOCK_NAME, 0):
-        for path in sorted(root.glob(f"*/{FILE_NAME}")):
-            if not path.parent.name.startswith("."):
-                for problem in _collection_problems(path.parent):
-                    yield f"{path.parent.name}: {problem}"
+        for path in collection_directories(root):
+            for problem in _collection_problems(path):
+                yield f"{path.name}: {problem}"
+
+
+def index_problems(root: Path) -> Iterator[str]:
+    """What is wrong with the index under `root`: with each of its shards, and between them.
+
+    Raises:
+        IndexUnavailable: there is none, or it is open in another process.
+    """
+    shards = shard_directories(root)
+    for shard in shards:
+        for problem in problems(shard):
+            yield problem if shard == root else f"{shard.name}: {problem}"
+    if shards != [root]:
+        yield from _differences(root, shards)
+
+
+def _differences(root: Path, shards: Sequence[Path]) -> Iterator[str]:
+    """Shards that are missing, and collections that some lack or hold with other settings."""
+    counts = {count for shard in shards if (count := shard_count(shard.name))}
+    names = {shard_name(shard, count) for count in counts for shard in range(count)}
+    for missing in sorted(names - {shard.name for shard in shards}):
+        yield f"{missing} is missing, and with it the items that it held"
+    collections = {
+        shard.name: {path.name: path for path in collection_directories(shard)} for shard in shards
+    }
+    for name in sorted({name for held in collections.values() for name in held}):
+        specs: dict[str, CollectionSpec] = {}
+        for shard, held in collections.items():
+            if name not in held:
+                yield f"{shard}: {name} is missing; other shards hold it"
+            elif spec := _spec(held[name]):
+                specs[shard] = spec
+        if specs and (different := clash(specs)):
+            yield f"{name}: {different}"
+
+
+def _spec(directory: Path) -> CollectionSpec | None:
+    """None for a collection of which no more can be read; that was a problem already."""
+    with suppress(Exception):
+        store = Store(directory, update=False)
+        try:
+            with store.snapshot() as reader:
+                return reader.spec()
+        finally:
+            store.close(CLOSED)
+    return None
 
 
 def _collection_problems(directory: Path) -> Iterator[str]:
     try:
-        store = Store(directory)
+        store = Store(directory, update=False)
     except Exception as error:
         yield _told(error)
         return
     try:
+        if store.schema_version < len(MIGRATIONS):
+            yield (
+                f"an older release wrote its database (schema version {store.schema_version}, now "
+                f"{len(MIGRATIONS)}): serve it once, which updates it, and check it then"
+            )
+            return
         with store.snapshot() as reader:
             yield from reader.damage()
             segments = {}

@@ -1,10 +1,12 @@
-"""Which shard an item belongs to, where each shard's files lie, and the check that their number stays."""
+"""Which shard an item belongs to, where each shard's files lie, and whether the shards belong together."""
 
 import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
 from index.errors import IndexUnavailable
+from index.spec import CollectionSpec
 from index.store import FILE_NAME
 
 DIRECTORY = re.compile(r"shard-\d+-of-(\d+)")
@@ -22,6 +24,24 @@ def shard_name(shard: int, shards: int) -> str:
     return f"shard-{shard}-of-{shards}"
 
 
+def shard_count(name: str) -> int | None:
+    """Of how many shards one is, whose directory is called so; None if it is none."""
+    match = DIRECTORY.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def clash(specs: Mapping[str, CollectionSpec]) -> str | None:
+    """Why a collection cannot be used that is not the same on all of these shards, by name; None if it is."""
+    one, *others = sorted(specs, key=lambda shard: (specs[shard].fingerprint is None, shard))
+    for other in others:
+        if differences := specs[other].differences(specs[one]):
+            return (
+                f"{other} and {one} hold different collections of this name "
+                f"({'; '.join(differences)}): delete it and make it again"
+            )
+    return None
+
+
 def shard_directory(root: Path, shard: int, shards: int) -> Path:
     """One shard keeps its collections in `root` itself; each of several has a directory below it."""
     return root if shards == 1 else root / shard_name(shard, shards)
@@ -35,7 +55,7 @@ def shard_directories(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise IndexUnavailable(f"{root} is not the index of a data directory")
-    shards = sorted(path for path in root.iterdir() if DIRECTORY.fullmatch(path.name) and path.is_dir())
+    shards = sorted(path for path in root.iterdir() if shard_count(path.name) and path.is_dir())
     return [path for path in shards if not (path / FILE_NAME).exists()] or [root]
 
 
@@ -60,5 +80,4 @@ def _count_of(path: Path) -> int | None:
     """The number of shards that this directory is a sign of; a collection may be called like a shard."""
     if (path / FILE_NAME).exists():
         return 1
-    match = DIRECTORY.fullmatch(path.name)
-    return int(match[1]) if match else None
+    return shard_count(path.name)

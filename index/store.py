@@ -136,7 +136,8 @@ class Reader:
             return [f"database: {text}" for text in found]
         if bad := self._one("SELECT count(*) FROM items WHERE NOT json_valid(metadata)"):
             return [f"database: the metadata of {bad} items is not JSON"]
-        if wrong := KeyTable(self._connection, self.spec().indexed_keys).wrong():
+        keys = KeyTable(self._connection, self.spec().indexed_keys)
+        if keys.is_current() and (wrong := keys.wrong()):  # else it is made anew before it is used
             return [f"database: {wrong} entries of the indexed keys are wrong, and so are filters by these"]
         return []
 
@@ -275,7 +276,8 @@ class Store:
     caller sees to. Every method raises IndexUnavailable when the files cannot be used.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, update: bool = True) -> None:
+        """With `update` a database of an older release, or of another version of SQLite, is made current."""
         self.directory = directory
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
@@ -283,11 +285,15 @@ class Store:
         self._wal_bound = 0  # bytes; no shorter log is emptied
         with self._translated():
             if not self._path.is_file():
-                raise FileNotFoundError(f"{FILE_NAME} is missing")
+                raise FileNotFoundError(
+                    f"its database is gone ({FILE_NAME}); restore it from a copy, or delete the collection"
+                )
             self._writer = self._connect()
             try:
-                _migrate(self._writer)
-                _refresh_keys(self._writer)
+                if update:
+                    _migrate(self._writer)
+                    _refresh_keys(self._writer)
+                self.schema_version = _schema_version(self._writer)
             except BaseException:
                 self._writer.close()
                 raise
@@ -441,18 +447,24 @@ def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute(
         "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, name TEXT NOT NULL)"
     )
-    done: int = connection.execute("SELECT count(*) FROM schema_version").fetchone()[0]
-    if done > len(MIGRATIONS):
-        raise IndexUnavailable(
-            f"the database has schema version {done}, this release knows {len(MIGRATIONS)}: "
-            "use the release that wrote it, or a newer one"
-        )
+    done = _schema_version(connection)
     for version, (name, statements) in enumerate(MIGRATIONS[done:], start=done + 1):
         connection.execute("BEGIN IMMEDIATE")
         for statement in statements:
             connection.execute(statement)
         connection.execute("INSERT INTO schema_version (version, name) VALUES (?, ?)", (version, name))
         connection.execute("COMMIT")
+
+
+def _schema_version(connection: sqlite3.Connection) -> int:
+    """Raises IndexUnavailable for one that a newer release wrote."""
+    version: int = connection.execute("SELECT count(*) FROM schema_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise IndexUnavailable(
+            f"the database has schema version {version}, this release knows {len(MIGRATIONS)}: "
+            "use the release that wrote it, or a newer one"
+        )
+    return version
 
 
 def vector_of(stored: bytes) -> Vectors:

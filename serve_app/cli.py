@@ -107,16 +107,14 @@ def run_restore(source: str, data_dir: Path) -> int:
 
 def run_check(data_dir: Path) -> int:
     """Print what is wrong with the index under `data_dir`, a line each; 1 if anything is."""
-    from index.check import problems
+    from index.check import index_problems
     from index.errors import IndexUnavailable
-    from index.shards import shard_directories
 
     found = 0
     try:
-        for directory in shard_directories(data_dir / "index"):
-            for problem in problems(directory):
-                print(problem)
-                found += 1
+        for problem in index_problems(data_dir / "index"):
+            print(problem)
+            found += 1
     except IndexUnavailable as error:
         return _refuse(error.message)
     print(f"{found} problems" if found else "everything is as it was written")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from index.errors import CollectionNotFound, IndexUnavailable
-from index.spec import CollectionSpec
 from serve_app.shard import Shard, ShardDown
 
 NO_ANSWER = (ShardDown, IndexUnavailable, CollectionNotFound)
@@ -70,18 +69,6 @@ class Scatter:
 
     def names(self, shards: Sequence[int]) -> str:
         return ", ".join(self.shards[i].name for i in shards)
-
-
-def clash(specs: Mapping[str, CollectionSpec]) -> str | None:
-    """Why a collection cannot be used that is not the same on all of these shards, by name; None if it is."""
-    one, *others = sorted(specs, key=lambda shard: (specs[shard].fingerprint is None, shard))
-    for other in others:
-        if differences := specs[other].differences(specs[one]):
-            return (
-                f"{other} and {one} hold different collections of this name "
-                f"({'; '.join(differences)}): delete it and make it again"
-            )
-    return None
 
 
 def incomplete(where: str) -> str:

@@ -22,11 +22,11 @@ from index.errors import BadItem, CollectionNotFound, IndexUnavailable, VectorIn
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
-from index.shards import shard_of
+from index.shards import clash, shard_of
 from index.spec import CollectionSpec
 from serve_app.direct import Direct
 from serve_app.joined import Joined
-from serve_app.scatter import NO_ANSWER, Scatter, clash, incomplete
+from serve_app.scatter import NO_ANSWER, Scatter, incomplete
 from serve_app.shard import Shard
 
 logger = logging.getLogger("ray.serve")

@@ -138,6 +138,21 @@ def test_damage_of_any_kind_is_of_one_collection(catalog: Catalog, damage: str) 
         assert "damaged" in str(again.unavailable["bad"])
 
 
+def test_a_collection_whose_database_is_gone_is_told_and_can_be_deleted(catalog: Catalog) -> None:
+    catalog.create(spec("a")).upsert([Item("x", [1, 0])])
+    catalog.close()
+    (catalog.root / "a" / FILE_NAME).unlink()
+    (catalog.root / "a" / "ann").mkdir()
+    with Catalog(catalog.root) as again:
+        assert "its database is gone" in str(again.unavailable["a"])
+        with pytest.raises(IndexUnavailable, match="its database is gone"):
+            again.get("a")
+        with pytest.raises(IndexUnavailable, match="delete the collection"):
+            again.create(spec("a"))
+        again.delete("a")
+        assert again.create(spec("a")).info().count == 0
+
+
 OPENER = """
 import resource, sys
 from pathlib import Path

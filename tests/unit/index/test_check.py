@@ -1,15 +1,18 @@
 """The check of a data directory finds what was damaged, and nothing in a sound one."""
 
 import os
+import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from index.catalog import Catalog
-from index.check import problems
+from index.check import index_problems, problems
 from index.errors import IndexUnavailable
 from index.items import Item
+from index.shards import shard_directory
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from serve_app import cli
@@ -93,6 +96,73 @@ def test_the_command_checks_every_shard(tmp_path: Path, capsys: pytest.CaptureFi
     flip(segments(tmp_path / "index" / "shard-1-of-2")[0] / "rowids.npy")
     assert cli.main(["check", str(tmp_path)]) == 1
     assert "rowids.npy does not have the checksum" in capsys.readouterr().out
+
+
+@pytest.fixture
+def two_shards(tmp_path: Path) -> Path:
+    """A data directory whose two shards hold the collections `c` and `d`."""
+    for shard in range(2):
+        with Catalog(shard_directory(tmp_path / "index", shard, 2), maintenance=False) as catalog:
+            for name in "cd":
+                catalog.create(CollectionSpec(name=name, dimensions=2)).upsert([Item(f"{shard}", [1, 1])])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("shard-1-of-2/c/items.db", "shard-1-of-2: c: collection 'c' cannot be used: its database is gone"),
+        ("shard-1-of-2/c", "shard-1-of-2: c is missing; other shards hold it"),
+        ("shard-0-of-2", "shard-0-of-2 is missing"),
+    ],
+)
+def test_what_is_gone_is_told(
+    two_shards: Path, gone: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", str(two_shards)]) == 0
+    path = two_shards / "index" / gone
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert cli.main(["check", str(two_shards)]) == 1
+    assert [line.startswith(told) for line in capsys.readouterr().out.splitlines()] == [False, True, False]
+
+
+def test_shards_that_hold_different_collections_of_one_name_are_told(two_shards: Path) -> None:
+    with Catalog(shard_directory(two_shards / "index", 1, 2), maintenance=False) as catalog:
+        catalog.delete("c")
+        catalog.create(CollectionSpec(name="c", dimensions=2, metric="l2"))
+    assert list(index_problems(two_shards / "index")) == [
+        "c: shard-1-of-2 and shard-0-of-2 hold different collections of this name "
+        "(metric is 'l2', not 'cosine'): delete it and make it again"
+    ]
+
+
+def test_a_database_of_an_older_release_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path)
+    database = tmp_path / "c" / FILE_NAME
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("ALTER TABLE state DROP COLUMN identity")
+        connection.execute("DELETE FROM schema_version WHERE name = 'identity'")
+    for _ in range(2):
+        (problem,) = problems(tmp_path)
+        assert "schema version 2, now 3" in problem
+    with Catalog(tmp_path) as catalog:
+        assert catalog.unavailable == {}
+
+
+def test_keys_that_another_version_of_sqlite_entered_are_left_to_the_next_start(tmp_path: Path) -> None:
+    with Catalog(tmp_path) as catalog:
+        collection = catalog.create(CollectionSpec(name="c", dimensions=2, indexed_keys=("n",)))
+        collection.upsert([Item("a", [1, 1], {"n": 1.5})])
+    with closing(sqlite3.connect(tmp_path / "c" / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE keys SET value = value + 1")
+        connection.execute("PRAGMA user_version = 1")
+    for _ in range(2):  # it did not enter them anew
+        assert list(problems(tmp_path)) == []
+        with closing(sqlite3.connect(tmp_path / "c" / FILE_NAME)) as connection:
+            assert connection.execute("SELECT value FROM keys").fetchall() == [(2.5,)]
 
 
 def test_vectors_of_a_segment_that_are_not_the_database_s_are_found(tmp_path: Path) -> None:
