@@ -2,13 +2,12 @@
 
 import hashlib
 from base64 import b64encode
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from index.errors import BadItem, ItemNotFound
+from index.errors import BadItem, IndexUnavailable, ItemNotFound
 from index.items import Item, Record
 from serve_app import body, schemas, upserts
 from serve_app.errors import ApiError
@@ -18,6 +17,7 @@ from serve_app.openapi import REF, accepts
 from serve_app.responses import NPY, json_response
 from serve_app.routes import bulk
 from serve_app.routes.context import gateway_of
+from serve_app.shard import ShardDown
 from serve_app.streams import ACCEPTED, NDJSON
 
 router = APIRouter(tags=["items"])
@@ -113,9 +113,23 @@ async def thumbnail(request: Request, name: schemas.CollectionName, id: str) -> 
 
     An item whose own id ends in `/thumbnail` comes first: it is answered as any other item.
     """
-    with suppress(ItemNotFound, BadItem):
+    unanswered = small = None
+    try:
         return await get(request, name, f"{id}/thumbnail", request.query_params.get("include", "metadata"))
-    small = (await gateway_of(request).index.get(name, id, ("thumbnail",))).thumbnail
+    except (ItemNotFound, BadItem):
+        pass
+    except (
+        ShardDown,
+        IndexUnavailable,
+    ) as error:  # hardly any item is called so: another shard may have `id`
+        unanswered = error
+    try:
+        small = (await gateway_of(request).index.get(name, id, ("thumbnail",))).thumbnail
+    except ItemNotFound:
+        if unanswered is None:
+            raise
+    if small is None and unanswered is not None:
+        raise unanswered
     if small is None:
         message = (
             f"item {id!r} has no thumbnail: one is kept of images that are stored in a collection made with "

@@ -29,6 +29,7 @@ from index.shards import shard_directory, shard_of
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from serve_app.remote import ReplicaLost
+from serve_app.routes.items import thumbnail
 from serve_app.shard import ShardDown
 from serve_app.shards import Found, Shards
 from tests.waiting import PATIENCE_S
@@ -135,6 +136,27 @@ def test_a_shard_that_is_down_is_named_left_out_where_asked_and_found_again(clus
         down.up.set()
         found = await recovered(shards)
         assert ids(found) == NAMES
+
+    asyncio.run(main())
+
+
+def test_thumbnails_of_items_on_other_shards_than_one_that_is_down_are_answered(cluster: Cluster) -> None:
+    async def main() -> None:
+        shards = cluster.connect()
+        await shards.upsert("a", [Item(name, [1, 1], {}, b"jpeg") for name in NAMES], None)
+        state = SimpleNamespace(gateway=SimpleNamespace(index=shards))
+        request: Any = SimpleNamespace(app=SimpleNamespace(state=state), query_params={}, headers={})
+        cluster.handles[1].up.clear()
+        for name in OWNED[0] + OWNED[2]:
+            assert (await thumbnail(request, "a", name)).body == b"jpeg"
+        unknown = next(
+            f"no-{n}"
+            for n in range(99)
+            if (shard_of(f"no-{n}", 3), shard_of(f"no-{n}/thumbnail", 3)) == (0, 1)
+        )
+        for id in (OWNED[1][0], unknown):  # an item called so may be on the shard that is down
+            with pytest.raises(ShardDown):
+                await thumbnail(request, "a", id)
 
     asyncio.run(main())
 
