@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 MANIFEST = "manifest.json"
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""What pyarrow calls those that have no directories to make."""
 CHUNK_BYTES = 8 * 1024 * 1024
 FilePath = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$")]  # leads nowhere else
 
@@ -131,7 +133,7 @@ def _unfinished(id: str) -> str:
 
 
 def _upload(path: Path, target: "FileSystem", to: str, stop: threading.Event) -> StoredFile:
-    if _is_local(target):  # object stores have no directories to make
+    if target.base_fs.type_name not in OBJECT_STORES:
         target.create_dir(to.rpartition("/")[0])
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file, target.open_output_stream(to) as stream:

@@ -26,10 +26,12 @@ DIMENSIONS = 16
 NEVER = threading.Event()
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(params=["directory", "s3", "fsspec"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "directory":
         return Location(str(tmp_path / "snapshots"), ("monday",))
+    if request.param == "fsspec":  # which pyarrow knows no more of than that it is a file system
+        return Location(f"fsspec+file://{tmp_path}/snapshots", ("monday",))
     return Location(f"s3://bucket/{uuid4().hex}?{request.getfixturevalue('bucket')}", ("monday",))
 
 
