@@ -17,7 +17,7 @@ from deployments.timing import StageTimes
 from index.backup import Manifest, Part, check_free, discard, finish, part_directory, write_part
 from index.catalog import Catalog
 from index.collection import Collection, CollectionInfo
-from index.errors import BadItem, IndexUnavailable, ItemNotFound
+from index.errors import IndexUnavailable
 from index.evaluate import Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted
 from index.locations import Location, requested
@@ -136,7 +136,7 @@ class VectorIndex(OnLine):
         def run(collection: Collection) -> list[list[Hit]]:
             began = time.perf_counter()
             hits = collection.search(
-                [_vector(collection, query, index) for index, query in enumerate(queries)],
+                queries,
                 wanted.limit,
                 filter=wanted.filter,
                 include=wanted.include,
@@ -209,15 +209,6 @@ class VectorIndex(OnLine):
 
     async def _run(self, work: Callable[[], Result], pool: ThreadPoolExecutor | None = None) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, work)
-
-
-def _vector(collection: Collection, query: Vectors | str, index: int) -> Vectors:
-    if not isinstance(query, str):
-        return query
-    try:
-        return collection.vector_of(query)
-    except (ItemNotFound, BadItem) as error:
-        raise error.at(index) from None
 
 
 def _since(start: float) -> StageTimes:

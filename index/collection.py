@@ -194,12 +194,15 @@ class Collection:
 
     def get(self, id: str, include: Include = METADATA) -> Record:
         """The item of this id. Raises ItemNotFound, or BadItem for what cannot be an id."""
-        check_id(id)
         with self._store.snapshot() as reader:
-            record = reader.find(id, include)
-        if record is None:
-            raise ItemNotFound(f"collection {self.spec.name!r} has no item {id!r}")
-        return record
+            return self._record(reader, id, include)
+
+    def _record(self, reader: Reader, id: str, include: Include, index: int | None = None) -> Record:
+        """Raises ItemNotFound and BadItem, with the `index` of the query that asks for it."""
+        check_id(id, index)
+        if record := reader.find(id, include):
+            return record
+        raise ItemNotFound(f"collection {self.spec.name!r} has no item {id!r}", index)
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that no item has, in their order. Raises BadItem for what cannot be an id."""
@@ -207,15 +210,6 @@ class Collection:
         with self._store.snapshot() as reader:
             present = reader.present(checked)
         return [id for id in checked if id not in present]
-
-    def vector_of(self, id: str) -> Vectors:
-        """The stored vector, float32 [d]: search with it and `exclude=[id]` to find an item's like.
-
-        Raises ItemNotFound, BadItem.
-        """
-        vector = self.get(id, frozenset({"vector"})).vector
-        assert vector is not None
-        return vector
 
     def page(self, limit: int, cursor: int | None = None, include: Include = METADATA) -> Page:
         """Up to `limit` items, oldest write first, after `cursor`.
@@ -231,7 +225,7 @@ class Collection:
 
     def search(
         self,
-        vectors: ArrayLike,
+        queries: ArrayLike | Sequence[Vectors | str],
         limit: int = 10,
         *,
         filter: Mapping[str, Any] | None = None,
@@ -244,6 +238,8 @@ class Collection:
     ) -> list[list[Hit]]:
         """The nearest items for each of the vectors [q, d], best first; fewer than `limit` if fewer pass.
 
+        A query may also be the id of an item, whose vector is searched with; name it in `exclude` as well
+        to find its like.
         Scores are the cosine, the inner product, or under l2 the squared distance negated. `exact`
         asks for the true nearest, which the kind flat gives anyway. `exclude` has one entry for each
         query: the id that its hits leave out, or None. `effort` takes the place of the ef_search or nprobe,
@@ -252,20 +248,20 @@ class Collection:
         Raises:
             AnswerTooLarge: written as JSON the hits would have about `max_bytes` or more.
             ModelMismatch: another model than `fingerprint` filled the collection.
-            BadVector: with the `index` of the query.
+            BadVector, BadItem, ItemNotFound: with the `index` of the query.
             BadFilter: the filter is not in the language, or too slow.
         """
         self.spec.check_fingerprint(fingerprint)
-        queries = query_vectors(vectors, self.spec)
-        excluded = [None] * len(queries) if exclude is None else exclude
         with self._snapshot() as (reader, view):
+            vectors = query_vectors(self._vectors(reader, queries), self.spec)
+            excluded = [None] * len(vectors) if exclude is None else exclude
             among = None if filter is None else self._passing(filter, reader, view)
             # One more where a query leaves an item out, so that `limit` are left.
             wanted = limit + any(id is not None for id in excluded)
             efforts, kind = self._efforts, KINDS.get(view.kind)
             if effort and kind and kind.effort:
                 efforts = {**efforts, kind.effort: effort}
-            scores, rowids = view.search(queries, wanted, among, exact, efforts)
+            scores, rowids = view.search(vectors, wanted, among, exact, efforts)
             rows = _rows_of(reader, rowids.ravel().tolist(), include & {"metadata", "vector"}, max_bytes)
         found = []
         for left_out, best, best_scores in zip(excluded, rowids.tolist(), scores.tolist(), strict=True):
@@ -277,6 +273,16 @@ class Collection:
                         hits.append(Hit(id, score, metadata, None if vector is None else vector_of(vector)))
             found.append(hits[: max(0, limit)])
         return found
+
+    def _vectors(self, reader: Reader, queries: ArrayLike | Sequence[Vectors | str]) -> Any:
+        """The queries, with the stored vectors in the places of ids. Raises ItemNotFound, BadItem."""
+        if not isinstance(queries, Sequence) or not any(isinstance(query, str) for query in queries):
+            return queries
+        vector: Include = frozenset({"vector"})
+        return [
+            self._record(reader, query, vector, place).vector if isinstance(query, str) else query
+            for place, query in enumerate(queries)
+        ]
 
     def _passing(self, filter: Mapping[str, Any], reader: Reader, view: View) -> Chosen:
         """The rows of this state that pass. Raises BadFilter."""

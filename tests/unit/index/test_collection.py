@@ -22,6 +22,7 @@ from index.errors import (
 )
 from index.items import Hit, Include, Item
 from index.spec import CollectionSpec
+from index.store import Reader
 from index.view import View
 
 ALL: Include = frozenset({"metadata", "vector", "thumbnail"})
@@ -92,7 +93,9 @@ def test_cosine_scores_are_cosines_and_vectors_unit_length(catalog: Catalog) -> 
     collection.upsert([Item("a", [5, 0]), Item("b", [0, 0.1]), Item("c", [-2, 0])])
     (hits,) = collection.search([[3, 3]])
     assert [hit.score for hit in hits] == pytest.approx([0.5**0.5, 0.5**0.5, -(0.5**0.5)])
-    assert collection.vector_of("a").tolist() == [1, 0]
+    vector = collection.get("a", frozenset({"vector"})).vector
+    assert vector is not None
+    assert vector.tolist() == [1, 0]
     with pytest.raises(BadVector, match="zero") as caught:
         collection.search([[1, 0], [0, 0]])
     assert caught.value.index == 1
@@ -141,19 +144,41 @@ def test_one_bad_item_and_nothing_is_stored(points: Collection, bad: Item, error
     assert points.page(10).records == []
 
 
-def test_get_and_vector_of_know_what_is_missing(points: Collection) -> None:
+def test_get_and_searches_by_id_know_what_is_missing(points: Collection) -> None:
     with pytest.raises(ItemNotFound, match="'nobody'"):
         points.get("nobody")
-    with pytest.raises(ItemNotFound):
-        points.vector_of("nobody")
+    points.upsert(line(1))
+    for wrong, error in (("nobody", ItemNotFound), ("\ud800", BadItem)):
+        queries: list[Any] = [[0, 0], "0", wrong]
+        with pytest.raises(error) as caught:
+            points.search(queries)
+        assert caught.value.index == 2
     with pytest.raises(BadItem):
         points.get("\ud800")
+
+
+def test_a_search_by_id_sees_one_state_while_the_item_is_replaced(
+    points: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points.upsert([Item("a", [0, 0]), Item("left", [-1, 0]), Item("right", [9, 0])])
+    find = Reader.find
+
+    def find_and_be_overtaken(*args: Any) -> Any:
+        found = find(*args)
+        points.upsert([Item("a", [10, 0]), Item("nearer", [-0.5, 0])])
+        return found
+
+    monkeypatch.setattr(Reader, "find", find_and_be_overtaken)
+    (hits,) = points.search(["a"], exclude=["a"])
+    assert [(hit.id, hit.score) for hit in hits] == [("left", -1), ("right", -81)]
+    monkeypatch.undo()
+    assert ids(points.search(["a"], exclude=["a"])[0]) == ["right", "nearer", "left"]
 
 
 def test_an_item_s_like_does_not_include_itself(points: Collection) -> None:
     points.upsert(line(5))
     for filter in (None, EVEN, {"must": [{"key": "x", "range": {"lte": 2}}]}):
-        found = ids(points.search([points.vector_of("2")], limit=2, filter=filter, exclude=["2"])[0])
+        found = ids(points.search(["2"], limit=2, filter=filter, exclude=["2"])[0])
         assert len(found) == 2
         assert "2" not in found
 
