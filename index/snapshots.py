@@ -274,26 +274,25 @@ class Snapshots:
             )
 
 
+_MEANS_DAMAGE: Final = (
+    FileNotFoundError,
+    NotADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     """Errors of reading as what they say of the files."""
     try:
         yield
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except _MEANS_DAMAGE as error:
         raise Damaged(f"it cannot be read: {error}") from error
-    except (
-        OSError,
-        MemoryError,
-        RuntimeError,
-    ) as error:  # the last of FAISS, of a file with the right checksum
+    except (OSError, MemoryError, RuntimeError) as error:  # FAISS' own is about a file that has its checksum
         raise Unreadable(f"it cannot be read now: {str(error) or 'not enough memory'}") from error
 
 

@@ -118,11 +118,8 @@ async def thumbnail(request: Request, name: schemas.CollectionName, id: str) -> 
         return await get(request, name, f"{id}/thumbnail", request.query_params.get("include", "metadata"))
     except (ItemNotFound, BadItem):
         pass
-    except (
-        ShardDown,
-        IndexUnavailable,
-    ) as error:  # hardly any item is called so: another shard may have `id`
-        unanswered = error
+    except (ShardDown, IndexUnavailable) as error:
+        unanswered = error  # hardly any item is called so, and `id` may be on another shard
     try:
         small = (await gateway_of(request).index.get(name, id, ("thumbnail",))).thumbnail
     except ItemNotFound:
