@@ -31,7 +31,7 @@ from deployments.models.sources import ENCODER, resolve
 from deployments.ray_cluster import connected
 from serve_app.jobs.images import THERE, Embed, Folder, Read
 from serve_app.jobs.server import KEY_VARIABLE, Collection, Item, Refused
-from serve_app.jobs.vectors import BadTable, Layout
+from serve_app.jobs.vectors import Layout, Table, parquet_files
 from serve_app.schemas import MISSING_IDS
 
 READ_AT_ONCE: Final = 32  # files; one question to the server for each
@@ -171,32 +171,22 @@ def index_vectors(
     batch: int,
     outcome: Outcome,
 ) -> None:
-    """Store the rows of Parquet files, a file or a folder of them, that the collection does not have.
+    """Store the rows of Parquet files, one or those of a folder, that the collection does not have.
 
     `outcome` is added to.
 
     Raises:
         Refused: as for images.
-        BadTable: the columns are not there, or hold something else.
-        ValueError, OSError: the source cannot be read.
+        ValueError, OSError: the source cannot be listed.
     """
-    from pyarrow import dataset
-
-    folder = Folder.at(source)
-    table = dataset.dataset(folder.root, filesystem=folder.filesystem, format="parquet")
-    columns = layout.columns(table.schema)
-    row = 0
+    folder, files = parquet_files(source, outcome.problems)
     opened = False
-    with tqdm(total=table.count_rows(), desc="indexing", unit="row") as bar:
-        for part in table.to_batches(columns=columns, batch_size=batch):
-            items = []
-            for item in layout.items(part, row):
-                if isinstance(item, Item):
-                    items.append(item)
-                else:
-                    outcome.problems[item[0]] = item[1]
-            if items:
-                if not opened:
+    total = sum(size for _, size in files)
+    with tqdm(total=total, desc="indexing", unit="B", unit_scale=True) as bar:
+        for path, size in files:
+            table = Table(folder, path, f"{path}: " if len(files) > 1 else "")
+            for items, share in table.items(layout, batch, outcome.problems):
+                if items and not opened:
                     collection.open({"dimensions": len(items[0].vector)})
                     opened = True
                 missing = collection.missing([item.id for item in items])
@@ -205,8 +195,7 @@ def index_vectors(
                 outcome.stored += len({item.id for item in new}) - len(refusals)
                 outcome.there += len(items) - len(new)
                 outcome.problems |= refusals
-            row += len(part)
-            bar.update(len(part))
+                bar.update(size * share)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = ClipSettings(source=given.model)
             workers = Workers(given.workers, given.cpus, given.address)
             index_images(given.source, collection, settings, given.cache_dir.resolve(), workers, outcome)
-    except (Refused, BadTable, SettingsError, SightlineError, ValueError, OSError) as error:
+    except (Refused, SettingsError, SightlineError, ValueError, OSError) as error:
         problem = str(error)
     outcome.report()
     if problem is not None:

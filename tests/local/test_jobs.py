@@ -120,11 +120,66 @@ def test_a_table_without_such_columns_is_told(
     collection: LocalCollection, tmp_path: Path, layout: tuple[str, None], told: str
 ) -> None:
     from serve_app.jobs.build_index import Outcome, index_vectors
-    from serve_app.jobs.vectors import BadTable, Layout
+    from serve_app.jobs.vectors import Layout
 
     source = written(tmp_path / "c.parquet", v=[[1.0]], n=[1])
-    with pytest.raises(BadTable, match=told):
-        index_vectors(str(source), collection, Layout(*layout), None, 500, Outcome())
+    outcome = Outcome()
+    index_vectors(str(source), collection, Layout(*layout), None, 500, outcome)
+    assert outcome.stored == 0
+    assert told in outcome.problems["c.parquet"]
+
+
+def test_a_file_that_cannot_be_read_is_left_out_alone(collection: LocalCollection, tmp_path: Path) -> None:
+    from serve_app.jobs.build_index import Outcome, index_vectors
+    from serve_app.jobs.vectors import Layout
+
+    with pytest.raises(ValueError, match=r"holds no \.parquet files"):
+        index_vectors(str(tmp_path), collection, Layout("v", "id"), None, 2, Outcome())
+    for name in ("a", "b", "c", "d"):
+        rows = [[1.0, 2.0], None if name == "d" else [3.0, 4.0]]
+        written(tmp_path / f"{name}.parquet", v=rows, id=[f"{name}{row}" for row in (1, 2)])
+    written(tmp_path / "other.parquet", v=["x"], id=["x"])
+    written(tmp_path / "named.parquet", w=[[1.0]], id=["y"])
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "b.parquet").read_bytes()[:200])
+    (tmp_path / "empty.parquet").touch()
+    (tmp_path / "README.md").write_text("about them")
+    (tmp_path / "_temporary").mkdir()
+    written(tmp_path / "_temporary" / "e.parquet", v=[[1.0, 2.0]], id=["not yet"])
+    outcome = Outcome()
+    index_vectors(str(tmp_path), collection, Layout("v", "id"), None, 2, outcome)
+    assert outcome.stored == 5
+    assert collection.missing(["a1", "a2", "b1", "c1", "c2", "d1", "not yet"]) == {"b1", "not yet"}
+    assert sorted(outcome.problems) == [
+        "b.parquet",
+        "d.parquet: row 1 (id d2)",
+        "empty.parquet",
+        "named.parquet",
+        "other.parquet",
+    ]
+    assert "cannot be read: " in outcome.problems["b.parquet"]
+    assert "no column 'v'" in outcome.problems["named.parquet"]
+
+
+def test_what_comes_before_the_damage_in_a_file_is_stored(
+    collection: LocalCollection, tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    from serve_app.jobs.build_index import Outcome, index_vectors
+    from serve_app.jobs.vectors import Layout
+
+    source = tmp_path / "a.parquet"
+    ids = [f"a{row}" for row in range(4)]
+    parquet.write_table(pa.table({"v": [[1.0, 2.0]] * 4, "id": ids}), source, row_group_size=2)
+    content = bytearray(source.read_bytes())
+    damaged = parquet.ParquetFile(source).metadata.row_group(1).column(0)
+    start = damaged.dictionary_page_offset or damaged.data_page_offset
+    content[start : start + 16] = b"\xff" * 16
+    source.write_bytes(content)
+    outcome = Outcome()
+    index_vectors(str(source), collection, Layout("v", "id"), None, 2, outcome)
+    assert outcome.stored == 2
+    assert outcome.problems["a.parquet"].startswith("cannot be read from row 2 on: ")
 
 
 def test_a_column_named_twice_is_read_once_and_no_numbers_are_no_vector(
