@@ -46,7 +46,8 @@ class Folder:
     def files(self, problems: dict[str, str]) -> Iterator[tuple[str, int]]:
         """Paths under the root and bytes, in the order of their names; hidden ones are passed over.
 
-        What cannot be one is added to `problems`, by its name. Raises OSError if the root cannot be listed.
+        What cannot be one is added to `problems`, by its name. Links are followed, but each folder is listed
+        once. Raises OSError if the root cannot be listed.
         """
         # Of a local folder pyarrow gives nothing at all when one name in it is not UTF-8.
         local = isinstance(self.filesystem, fs.LocalFileSystem)
@@ -77,7 +78,12 @@ class Read:
 
     def __call__(self, files: Columns) -> Columns:
         contents, problems = [], []
-        for path in files["path"]:
+        most = LimitSettings().max_body_bytes
+        for path, size in zip(files["path"], files["size"], strict=True):
+            if size > most:  # a film beside the photos
+                contents.append(b"")
+                problems.append(f"it has {size} bytes; images of at most {most} are read")
+                continue
             try:
                 contents.append(self.folder.read(path))
                 problems.append("")
@@ -144,8 +150,18 @@ def _walked(root: str, problems: dict[str, str]) -> Iterator[tuple[str, int]]:
             raise error
         problems[os.path.relpath(error.filename, root)] = f"cannot be listed: {error.strerror}"
 
+    seen = set()
     for directory, below, names in os.walk(root, onerror=note, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
+        try:
+            here = os.stat(directory)
+        except OSError as error:
+            note(error)
+            continue
+        if (here.st_dev, here.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
         for name in names:
             if name.startswith("."):
                 continue

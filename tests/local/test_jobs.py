@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import count
@@ -227,6 +227,41 @@ def test_what_cannot_be_a_file_name_elsewhere_is_left_out_alone(tmp_path: Path) 
     assert list(problems) == ["gone.jpg", r"'caf\udce9.jpg'"]
     with pytest.raises(OSError, match="No such file"):
         list(Folder.at(str(tmp_path / "no")).files({}))
+
+
+def test_a_folder_that_links_lead_to_again_is_listed_once(tmp_path: Path) -> None:
+    from serve_app.jobs.images import Folder
+
+    elsewhere, photos = tmp_path / "elsewhere", tmp_path / "photos"
+    for folder in (elsewhere, photos):
+        folder.mkdir()
+        (folder / "1.jpg").write_bytes(b"1")
+    (photos / "linked").symlink_to(elsewhere)
+    (photos / "linked again").symlink_to(elsewhere)
+    (photos / "above").symlink_to(photos)  # a second such link would double the paths at each level
+    problems: dict[str, str] = {}
+    assert list(Folder.at(str(photos)).files(problems)) == [("1.jpg", 1), ("linked/1.jpg", 1)]
+    assert problems == {}
+
+
+def test_a_file_larger_than_an_image_may_be_is_not_read(tmp_path: Path) -> None:
+    from configs.settings import LimitSettings
+    from serve_app.jobs.images import Folder, Read
+
+    class Lacking(Collection):
+        def missing(self, ids: Sequence[str]) -> set[str]:
+            return set(ids)
+
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    most = LimitSettings().max_body_bytes
+    with (tmp_path / "film.mp4").open("wb") as film:
+        film.truncate(most + 1)
+    folder = Folder.at(str(tmp_path))
+    columns = dict(zip(("path", "size"), map(np.array, zip(*folder.files({}), strict=True)), strict=True))
+    read = Read(folder, Lacking("", "c"))(columns)
+    told = f"it has {most + 1} bytes; images of at most {most} are read"
+    assert read["problem"] == ["", told]
+    assert read["content"].tolist() == [b"1", b""]
 
 
 def test_what_was_done_before_the_server_refused_is_told(
