@@ -4,10 +4,11 @@
     python -m serve_app.jobs.build_index s3://bucket/photos COLLECTION --workers 8 --address auto
     python -m serve_app.jobs.build_index vectors.parquet COLLECTION --vector-column embedding --id-column sku
 
-Images are embedded here by the code that serves, in parallel on Ray Data, and only vectors are sent. What
-the server has already, by id, is not done again, so a job that was stopped is simply run again. An image's
-id is made from its content, as the server does for an image without an id. What cannot be used is listed
-at the end. The API key, where the server wants one, is taken from SIGHTLINE_API_KEY.
+Images are embedded here by the code that serves, in parallel on Ray Data, and only vectors are sent. Rows of
+Parquet files are read and sent without Ray, for there is nothing to compute. What the server has already, by
+id, is not done again, so a job that was stopped is simply run again. An image's id is made from its content,
+as the server does for an image without an id. What cannot be used is listed at the end. The API key, where
+the server wants one, is taken from SIGHTLINE_API_KEY.
 """
 
 import argparse
@@ -46,6 +47,12 @@ class Outcome:
     stored: int = 0
     there: int = 0
     problems: dict[str, str] = field(default_factory=dict)
+
+    def store(self, items: Sequence[Item], collection: Collection, fingerprint: str | None) -> None:
+        """Of items that share an id the collection keeps one. Raises Refused."""
+        refusals = collection.store(items, fingerprint)
+        self.stored += len({item.id for item in items if item.name not in refusals})
+        self.problems |= refusals
 
     def report(self) -> None:
         write = sys.stderr.write
@@ -158,9 +165,7 @@ def _store_batch(batch: dict[str, Any], collection: Collection, outcome: Outcome
             metadata = {"path": path, "size": int(batch["size"][row])}
             items.append(Item(str(batch["id"][row]), path, vector, metadata))
     if items:
-        refusals = collection.store(items, max(map(str, batch["fingerprint"])))
-        outcome.stored += len(items) - len(refusals)
-        outcome.problems |= refusals
+        outcome.store(items, collection, max(map(str, batch["fingerprint"])))
 
 
 def index_vectors(
@@ -191,10 +196,8 @@ def index_vectors(
                     opened = True
                 missing = collection.missing([item.id for item in items])
                 new = [item for item in items if item.id in missing]
-                refusals = collection.store(new, fingerprint)
-                outcome.stored += len({item.id for item in new}) - len(refusals)
+                outcome.store(new, collection, fingerprint)
                 outcome.there += len(items) - len(new)
-                outcome.problems |= refusals
                 bar.update(size * share)
 
 

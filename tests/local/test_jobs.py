@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,40 @@ def test_ids_the_server_would_not_have_are_left_out_alone(
     assert [reason for reason in outcome.problems.values() if "1 to 512 characters" in reason] != []
     assert [len(name) < 100 for name in outcome.problems] == [True, True]
     assert collection.missing(["a", "b", "c"]) == {"c"}
+
+
+def test_the_sentence_at_the_end_counts_what_the_collection_has(
+    client: LocalClient,
+    collection: LocalCollection,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serve_app.jobs import build_index
+
+    monkeypatch.setattr(build_index, "Collection", partial(LocalCollection, client=client))
+
+    def status() -> int:
+        return build_index.main([str(tmp_path), collection.name, "--vector-column", "v", "--id-column", "id"])
+
+    nan = float("nan")
+    written(tmp_path / "a.parquet", v=[[nan, 1.0]] * 3, id=["a", "a", "a"])
+    assert status() == 1
+    assert capsys.readouterr().out == "stored 0, there already 0, left out 3\n"
+    written(tmp_path / "a.parquet", v=[[nan, 1.0], [1.0, 2.0], [3.0, 4.0]], id=["a", "a", "a"])
+    assert status() == 0
+    assert capsys.readouterr().out == "stored 1, there already 0, left out 1\n"
+    batch = {
+        "path": ["a.jpg", "copy of a.jpg"],
+        "size": [1, 1],
+        "id": ["b", "b"],
+        "problem": ["", ""],
+        "vector": [np.ones(2, "<f4").tobytes()] * 2,
+        "fingerprint": ["", ""],
+    }
+    outcome = build_index.Outcome()
+    build_index._store_batch(batch, collection, outcome)
+    assert (outcome.stored, count_of(collection)) == (1, 2)
 
 
 def test_what_cannot_be_a_file_name_elsewhere_is_left_out_alone(tmp_path: Path) -> None:
