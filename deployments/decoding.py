@@ -20,6 +20,7 @@ from deployments.models.images import decode, decode_with_thumbnail
 from deployments.timing import StageTimes
 
 THUMBNAIL_PX: Final = 256
+THUMBNAIL_BYTES: Final = 3 * THUMBNAIL_PX**2  # no more than its pixels have
 _LOWEST_PRIORITY: Final = 19
 
 Result = TypeVar("Result")

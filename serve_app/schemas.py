@@ -6,6 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from deployments.decoding import THUMBNAIL_BYTES, THUMBNAIL_PX
 from index.spec import IndexedKeys
 from serve_app.vectors import Vector
 
@@ -233,6 +234,11 @@ class UpsertItem(Strict):
     text: str | None = None
     image: str | None = None
     vector: Vector | None = None
+    thumbnail: str | None = Field(
+        default=None,
+        description="beside a vector, for a collection with thumbnails: base64 of a JPEG of at most "
+        f"{THUMBNAIL_PX} by {THUMBNAIL_PX} pixels and {THUMBNAIL_BYTES} bytes",
+    )
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -240,6 +246,8 @@ class UpsertItem(Strict):
         given = [name for name in ("text", "image", "vector") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of text, image and vector; got {given or 'none'}")
+        if self.thumbnail is not None and self.vector is None:
+            raise ValueError("a thumbnail stands beside a vector; of an image it is made here")
         return self
 
 

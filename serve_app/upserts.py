@@ -1,10 +1,15 @@
 """Items from a request into the index: what needs embedding is embedded, then all are stored at once."""
 
+import asyncio
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from deployments.decoding import THUMBNAIL_BYTES, THUMBNAIL_PX
+from deployments.errors import BadInput
 from deployments.models.base import Vectors
-from index.errors import ModelMismatch
+from deployments.models.images import check_jpeg
+from index.errors import BadItem, ModelMismatch
 from index.items import Item, content_id
 from serve_app.inference import Embedded
 from serve_app.inputs import Content
@@ -42,13 +47,14 @@ async def store(
 
     Raises:
         ModelMismatch: the vectors were not made by what the collection holds, or what embeds the rest.
+        BadItem: a thumbnail is none, or the collection keeps none.
     """
     vectors: dict[int, Vectors] = {i: item.vector for i, item in enumerate(given) if item.vector is not None}
-    thumbnails: dict[int, bytes] = {}
+    thumbnails = await _thumbnails(gateway, name, given)
     if contents:
         places = list(contents)
         embedded = await embed(gateway, name, list(contents.values()), timing, places)
-        thumbnails = {places[i]: small for i, small in embedded.thumbnails.items()}
+        thumbnails |= {places[i]: small for i, small in embedded.thumbnails.items()}
         if fingerprint not in (None, embedded.fingerprint) and vectors:
             raise ModelMismatch(
                 f"the vectors come from fingerprint {fingerprint}, but the texts and images beside them are "
@@ -91,6 +97,32 @@ async def write(
     ids, times = await gateway.index.upsert(name, items, fingerprint)
     timing.add(times)
     return ids
+
+
+async def _thumbnails(gateway: "Gateway", name: str, given: Sequence[UpsertItem]) -> dict[int, bytes]:
+    """Those that the caller made, by place. Raises BadItem."""
+    texts = {place: item.thumbnail for place, item in enumerate(given) if item.thumbnail is not None}
+    if texts and not await gateway.index.keeps_thumbnails(name):
+        message = f"collection {name!r} keeps no thumbnails; leave them out, or make one with thumbnails"
+        raise BadItem(message, next(iter(texts)))
+
+    def read() -> dict[int, bytes]:
+        return {place: _thumbnail(text, place) for place, text in texts.items()}
+
+    return await asyncio.to_thread(read) if texts else {}
+
+
+def _thumbnail(text: str, place: int) -> bytes:
+    try:
+        content = b64decode(text, validate=True)
+        if len(content) > THUMBNAIL_BYTES:
+            raise BadInput(f"it has {len(content)} bytes")
+        check_jpeg(content, THUMBNAIL_PX)
+    except (BadInput, ValueError) as error:
+        accepted = f"{THUMBNAIL_PX} by {THUMBNAIL_PX} pixels and {THUMBNAIL_BYTES} bytes"
+        message = f"a thumbnail is base64 of a JPEG of at most {accepted}; {error}"
+        raise BadItem(message, place) from None
+    return content
 
 
 def _input(item: UpsertItem) -> TextInput | ImageInput:

@@ -129,6 +129,24 @@ def decode_with_thumbnail(data: bytes, size: int, max_pixels: int, longest: int)
     return pixels, thumbnail
 
 
+def check_jpeg(data: bytes, longest: int) -> None:
+    """Raises BadInput for what is no whole JPEG, or has a side of more than `longest` pixels."""
+    if media_type(data) != "image/jpeg":
+        raise BadInput("it is no JPEG")
+    _check_parts(data, "image/jpeg")
+    try:
+        image = JpegImagePlugin.JpegImageFile(BytesIO(data), "")
+        small = max(image.size) <= longest
+        if small:
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadInput(f"it is truncated or corrupt ({_reason(error)})") from error
+    if not small:
+        raise BadInput(f"it has {image.width} by {image.height} pixels")
+
+
 def _decode(data: bytes, size: int, max_pixels: int, longest: int | None) -> tuple[Pixels, bytes | None]:
     kind = media_type(data)
     if kind is None:

@@ -91,8 +91,9 @@ def index_images(
     files = list(folder.files(outcome.problems))
     if not files:
         raise ValueError(f"{source} holds no files")
-    collection.open({})  # tells what is wrong with the server before anything is started
-    encoder = resolve(settings, cache_dir, starter=ENCODER), settings, cache_dir, workers.cpus
+    found = collection.open({})  # tells what is wrong with the server before anything is started
+    source_of = resolve(settings, cache_dir, starter=ENCODER)
+    encoder = source_of, settings, cache_dir, workers.cpus, found["thumbnails"]
     one_for_reading = 1
     wanted = workers.count * workers.cpus + one_for_reading
     with (
@@ -163,7 +164,8 @@ def _store_batch(batch: dict[str, Any], collection: Collection, outcome: Outcome
         else:
             vector = np.frombuffer(batch["vector"][row], "<f4")
             metadata = {"path": path, "size": int(batch["size"][row])}
-            items.append(Item(str(batch["id"][row]), path, vector, metadata))
+            thumbnail = batch["thumbnail"][row] or None
+            items.append(Item(str(batch["id"][row]), path, vector, metadata, thumbnail))
     if items:
         outcome.store(items, collection, max(map(str, batch["fingerprint"])))
 

@@ -14,9 +14,10 @@ from pyarrow import fs
 
 from configs.settings import ClipSettings, LimitSettings
 from configs.threads import threads_for
+from deployments.decoding import THUMBNAIL_PX
 from deployments.errors import SightlineError
 from deployments.models.base import Pixels
-from deployments.models.images import decode
+from deployments.models.images import decode, decode_with_thumbnail
 from deployments.models.loading import load_encoder
 from deployments.models.sources import Source
 from deployments.models.towers import Encoder
@@ -100,19 +101,24 @@ class Read:
 
 
 class Embed:
-    """path, size, id, content, problem → path, size, id, problem, vector (float32 bytes), fingerprint.
+    """path, size, id, content, problem → path, size, id, problem, vector (float32 bytes), thumbnail (a JPEG,
+    or empty), fingerprint.
 
     Loads the encoder when the first image comes: a job with nothing left to do needs none.
     """
 
-    def __init__(self, source: Source, settings: ClipSettings, cache_dir: Path, cpus: float) -> None:
+    def __init__(
+        self, source: Source, settings: ClipSettings, cache_dir: Path, cpus: float, thumbnails: bool
+    ) -> None:
         threads = threads_for(settings.threads, cpus)
         self._load = partial(load_encoder, source, settings, cache_dir, threads)
+        self._thumbnails = thumbnails
         self._encoder: Encoder | None = None
         self._pool = ThreadPoolExecutor(threads, "decode")
 
     def __call__(self, images: Columns) -> Columns:
-        problems, vectors, fingerprint = list(images["problem"]), [b""] * len(images["id"]), ""
+        problems, fingerprint = list(images["problem"]), ""
+        vectors, thumbnails = [b""] * len(problems), [b""] * len(problems)
         waiting = [place for place, problem in enumerate(problems) if not problem]
         if waiting:
             self._encoder = self._encoder or self._load()
@@ -123,7 +129,7 @@ class Embed:
                 if isinstance(image, str):
                     problems[place] = image
                 else:
-                    pixels[place] = image
+                    pixels[place], thumbnails[place] = image
             if pixels:
                 rows = self._encoder.image.run([self._encoder.image.pre(image) for image in pixels.values()])
                 for place, row in zip(pixels, rows, strict=True):
@@ -132,14 +138,18 @@ class Embed:
             **{name: images[name] for name in ("path", "size", "id")},
             "problem": problems,
             "vector": _as_objects(vectors),
+            "thumbnail": _as_objects(thumbnails),
             "fingerprint": [fingerprint] * len(problems),
         }
 
-    def _decode(self, content: bytes) -> Pixels | str:
-        """The pixels, or why there are none."""
+    def _decode(self, content: bytes) -> tuple[Pixels, bytes] | str:
+        """The pixels and the thumbnail, or why there are none."""
         assert self._encoder is not None
+        size, most = self._encoder.image.size, LimitSettings().max_image_pixels
         try:
-            return decode(content, self._encoder.image.size, LimitSettings().max_image_pixels)
+            if self._thumbnails:
+                return decode_with_thumbnail(content, size, most, THUMBNAIL_PX)
+            return decode(content, size, most), b""
         except SightlineError as error:
             return str(error)
 

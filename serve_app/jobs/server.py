@@ -43,6 +43,7 @@ class Item:
     name: str
     vector: Vectors
     metadata: Mapping[str, Any]
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class Collection:
 
 def _sent(item: Item) -> dict[str, Any]:
     vector = base64.b64encode(item.vector.astype("<f4").tobytes()).decode()
-    return {"id": item.id, "vector": vector, "metadata": item.metadata}
+    sent = {"id": item.id, "vector": vector, "metadata": item.metadata}
+    if item.thumbnail:
+        sent["thumbnail"] = base64.b64encode(item.thumbnail).decode()
+    return sent
 
 
 def _refused(error: urllib.error.HTTPError) -> Refused:

@@ -240,6 +240,7 @@ def test_the_sentence_at_the_end_counts_what_the_collection_has(
         "id": ["b", "b"],
         "problem": ["", ""],
         "vector": [np.ones(2, "<f4").tobytes()] * 2,
+        "thumbnail": [b"", b""],
         "fingerprint": ["", ""],
     }
     outcome = build_index.Outcome()
@@ -363,7 +364,7 @@ def test_images_are_read_asked_for_and_embedded_as_the_server_does(
     assert read["content"][3] == b""
     assert "cannot be read" in read["problem"][4]
     settings = ClipSettings(source=str(model_directories["clip"]), precision="fp32")
-    embed = Embed(resolve(settings, tmp_path, starter=None), settings, tmp_path, 1)
+    embed = Embed(resolve(settings, tmp_path, starter=None), settings, tmp_path, 1, thumbnails=False)
     columns = {name: np.array(values, dtype=object) for name, values in read.items()}
     embedded = embed(columns)
     assert "truncated" in embedded["problem"][1]
@@ -375,6 +376,31 @@ def test_images_are_read_asked_for_and_embedded_as_the_server_does(
     assert vector.tolist() == pytest.approx(ours["data"][0]["embedding"], abs=1e-5)
     fingerprint = client.get("/v1/models/clip").json()["fingerprint"]
     assert embedded["fingerprint"] == [fingerprint] * 5
+
+
+def test_the_job_stores_the_thumbnails_that_the_server_would(
+    client: LocalClient, collection: LocalCollection, model_directories: dict[str, Path], tmp_path: Path
+) -> None:
+    from serve_app.jobs.build_index import Outcome, _store_batch
+    from serve_app.jobs.images import Embed, Folder, Read
+
+    (tmp_path / "a.jpg").write_bytes(jpeg("coffee"))
+    (tmp_path / "copy of a.jpg").write_bytes(jpeg("coffee"))
+    (tmp_path / "cut.jpg").write_bytes(jpeg("china")[:4000])
+    (tmp_path / "the same.jpg").write_bytes(jpeg("china")[:4000])
+    assert collection.open({"thumbnails": True})["thumbnails"]
+    folder = Folder.at(str(tmp_path))
+    columns = dict(zip(("path", "size"), map(np.array, zip(*folder.files({}), strict=True)), strict=True))
+    settings = ClipSettings(source=str(model_directories["clip"]), precision="fp32")
+    embed = Embed(resolve(settings, tmp_path, starter=None), settings, tmp_path, 1, thumbnails=True)
+    outcome = Outcome()
+    _store_batch(embed(Read(folder, collection)(columns)), collection, outcome)
+    assert (outcome.stored, list(outcome.problems)) == (1, ["cut.jpg", "the same.jpg"])
+    path = f"/v1/collections/{collection.name}/items"
+    ours = client.get(f"{path}/{content_id(jpeg('coffee'))}/thumbnail").content
+    client.put(f"{path}/raw", content=jpeg("coffee"), headers={"content-type": "image/jpeg"})
+    assert ours == client.get(f"{path}/raw/thumbnail").content
+    assert ours.startswith(b"\xff\xd8")
 
 
 def test_the_watcher_learns_whether_cpus_are_free() -> None:

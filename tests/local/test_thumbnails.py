@@ -2,7 +2,7 @@
 
 import io
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 
 import numpy as np
@@ -119,3 +119,55 @@ def test_nothing_is_kept_unless_asked_for(client: LocalClient) -> None:
     assert (other.status, other.json()["error"]["code"]) == (409, "collection_exists")
     assert "thumbnails is False, not True" in other.json()["error"]["message"]
     assert client.put(path, json_body={"thumbnails": 1}).status == 422
+
+
+def test_one_may_stand_beside_a_vector(client: LocalClient, album: str) -> None:
+    small = encoded(photos()["coffee"][:150, :256], "JPEG")
+    sent = {"id": "a", "vector": [1.0] * 16, "thumbnail": b64encode(small).decode()}
+    assert client.post(f"{album}/items", json_body={"items": [sent]}).status == 200
+    assert client.get(f"{album}/items/a/thumbnail").content == small
+    ndjson = {"content-type": "application/x-ndjson"}
+    line = json.dumps({**sent, "id": "b"}).encode()
+    assert client.post(f"{album}/items", content=line, headers=ndjson).status == 200
+    assert client.get(f"{album}/items/b/thumbnail").content == small
+
+
+@pytest.mark.parametrize(
+    ("thumbnail", "told"),
+    [
+        ("aGk", "Incorrect padding"),
+        (b"hi", "it is no JPEG"),
+        (encoded(np.zeros((9, 9, 3), np.uint8)), "it is no JPEG"),
+        (encoded(np.zeros((9, 257, 3), np.uint8), "JPEG"), "it has 257 by 9 pixels"),
+        (encoded(photos()["coffee"][:99, :99], "JPEG")[:-999], "it is truncated"),
+        (encoded(np.zeros((9, 9, 3), np.uint8), "JPEG") + b"\0" * 196_608, "bytes"),
+    ],
+)
+def test_what_is_no_thumbnail_is_refused(
+    client: LocalClient, album: str, thumbnail: bytes | str, told: str
+) -> None:
+    text = thumbnail if isinstance(thumbnail, str) else b64encode(thumbnail).decode()
+    items = [{"id": "a", "vector": [1.0] * 16}, {"id": "b", "vector": [1.0] * 16, "thumbnail": text}]
+    answer = client.post(f"{album}/items", json_body={"items": items})
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["param"]) == (422, "invalid_item", "items[1]")
+    assert (
+        "a thumbnail is base64 of a JPEG of at most 256 by 256 pixels and 196608 bytes; " in error["message"]
+    )
+    assert told in error["message"]
+    assert client.get(f"{album}/items/a").status == 404, "all of them or none"
+
+
+def test_one_goes_with_a_vector_into_a_collection_that_keeps_it(client: LocalClient, album: str) -> None:
+    small = b64encode(encoded(np.zeros((9, 9, 3), np.uint8), "JPEG")).decode()
+    asked = {"items": [{"text": "a cup", "thumbnail": small}]}
+    answer = client.post(f"{album}/items", json_body=asked)
+    assert answer.status == 422
+    assert "a thumbnail stands beside a vector" in answer.json()["error"]["message"]
+    path = f"/v1/collections/thumbs-{next(_names)}"
+    client.put(path, json_body={"dimensions": 2})
+    items = [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0], "thumbnail": small}]
+    error = client.post(f"{path}/items", json_body={"items": items}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_item", "items[1]")
+    assert "keeps no thumbnails" in error["message"]
+    client.delete(path)
