@@ -119,7 +119,9 @@ class Embed:
     def __call__(self, images: Columns) -> Columns:
         problems, fingerprint = list(images["problem"]), ""
         vectors, thumbnails = [b""] * len(problems), [b""] * len(problems)
-        waiting = [place for place, problem in enumerate(problems) if not problem]
+        asked = [place for place, problem in enumerate(problems) if not problem]
+        first = {images["id"][place]: place for place in reversed(asked)}
+        waiting = sorted(first.values())  # one picture under several names is embedded once
         if waiting:
             self._encoder = self._encoder or self._load()
             fingerprint = self._encoder.info.fingerprint
@@ -134,6 +136,10 @@ class Embed:
                 rows = self._encoder.image.run([self._encoder.image.pre(image) for image in pixels.values()])
                 for place, row in zip(pixels, rows, strict=True):
                     vectors[place] = row.astype("<f4").tobytes()
+        for place in asked:
+            same = first[images["id"][place]]
+            problems[place], vectors[place] = problems[same], vectors[same]
+            thumbnails[place] = thumbnails[same]
         return {
             **{name: images[name] for name in ("path", "size", "id")},
             "problem": problems,

@@ -379,7 +379,11 @@ def test_images_are_read_asked_for_and_embedded_as_the_server_does(
 
 
 def test_the_job_stores_the_thumbnails_that_the_server_would(
-    client: LocalClient, collection: LocalCollection, model_directories: dict[str, Path], tmp_path: Path
+    client: LocalClient,
+    collection: LocalCollection,
+    model_directories: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from serve_app.jobs.build_index import Outcome, _store_batch
     from serve_app.jobs.images import Embed, Folder, Read
@@ -394,8 +398,16 @@ def test_the_job_stores_the_thumbnails_that_the_server_would(
     settings = ClipSettings(source=str(model_directories["clip"]), precision="fp32")
     embed = Embed(resolve(settings, tmp_path, starter=None), settings, tmp_path, 1, thumbnails=True)
     outcome = Outcome()
+    decode, decoded = embed._decode, []
+
+    def spy(content: bytes) -> Any:
+        decoded.append(content)
+        return decode(content)
+
+    monkeypatch.setattr(embed, "_decode", spy)
     _store_batch(embed(Read(folder, collection)(columns)), collection, outcome)
     assert (outcome.stored, list(outcome.problems)) == (1, ["cut.jpg", "the same.jpg"])
+    assert decoded == [jpeg("coffee"), jpeg("china")[:4000]], "one picture under two names is done once"
     path = f"/v1/collections/{collection.name}/items"
     ours = client.get(f"{path}/{content_id(jpeg('coffee'))}/thumbnail").content
     client.put(f"{path}/raw", content=jpeg("coffee"), headers={"content-type": "image/jpeg"})
