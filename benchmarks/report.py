@@ -43,8 +43,8 @@ def roof_of(row: Row, roof: Mapping[str, Any] | None) -> float | None:
 def breakdown(summary: Summary) -> dict[str, float] | None:
     """Mean milliseconds a request spent in each part of PATH; None for servers that do not say.
 
-    `http` is what the gateway did not see: sockets, Serve's proxy and the load generator. `transport` is
-    what calls to deployments took beyond the stages in them: serialising, sending, scheduling.
+    `http` is what the gateway did not see: sockets, Serve's proxy, the load generator, and timeouts.
+    `transport` is what calls to deployments took beyond the stages in them: serialising, sending, scheduling.
     """
     stages = summary.stages_ms
     if "calls" not in stages:

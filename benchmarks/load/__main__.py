@@ -40,7 +40,7 @@ async def drive(plan: Plan) -> Summary:
         times = arrivals(plan.rate, -plan.warm_up_s, plan.seconds, rng)
         run = await open_loop(target, source, times, plan.seconds)
     items = {kind: SCENARIOS[kind].items for kind in parts(plan.scenario)}
-    return summarise(run, items, plan.good_ms, plan.rate is not None)
+    return summarise(run, items, plan.good_ms)
 
 
 async def probe(target: Target, kind: str, source: Iterator[Request]) -> None:

@@ -66,6 +66,7 @@ async def closed_loop(
     """`clients` that each send their next request when the last was answered.
 
     The window lasts `seconds`, or up to four times as long until there are as many answers as clients.
+    What is out when it ends is waited for, each request up to its deadline.
     """
     start = clock() + warm_up_s
     run = Run()
@@ -101,7 +102,7 @@ async def closed_loop(
         await asyncio.wait_for(enough.wait(), 3 * seconds)
     run.seconds, run.client_cpu_s = clock() - start, time.process_time() - cpu
     stopped.set()
-    await asyncio.gather(*tasks)  # the last answers, so that the next run finds an idle server
+    await asyncio.gather(*tasks)  # what hangs is then seen to, and the next run finds an idle server
     return run
 
 

@@ -32,31 +32,40 @@ class Latency:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run. Rates count answers that came within the window, latencies only those of status 200."""
+    """One run.
+
+    Rates count the answers of status 200 that came within the window. All else is of the requests that were
+    meant to be sent in it, whenever their answers came, and of timeouts that reach into it from the warm-up.
+    """
 
     seconds: float
-    requests: int  # of the window: finished in it, or in an open loop meant to be sent in it
+    requests: int
     answers_per_s: float
     items_per_s: float
     goodput_per_s: float  # answers that took at most `good_ms`
-    latency: Latency
+    latency: Latency  # of status 200, and of timeouts, which count for as long as they were waited for
     refused: Latency  # of answers 429: how soon a client learns that there is no room
     statuses: dict[str, int]
     kinds: dict[str, Latency]  # of mixed traffic
-    stages_ms: dict[str, float]  # means over the answers, from Server-Timing
+    stages_ms: dict[str, float]  # means over the answers of status 200, from Server-Timing
     late_p99_ms: float  # how late this process sent, at the 99th percentile: its own share in the latency
     client_cpu_ms: float  # of this process, a request
 
 
-def summarise(run: Run, items: dict[str, int], good_ms: float, open_loop: bool) -> Summary:
+def summarise(run: Run, items: dict[str, int], good_ms: float) -> Summary:
     """`items` says how many images or texts a request of each kind carries."""
     finished = [sample for sample in run.samples if 0 <= sample.finished < run.seconds]
-    counted = [s for s in run.samples if 0 <= s.intended < run.seconds] if open_loop else finished
-    answered = [sample for sample in counted if sample.status == 200]
+    # By when they were sent: of those that finished within the window none took longer than it lasts.
+    counted = [
+        sample
+        for sample in run.samples
+        if 0 <= sample.intended < run.seconds or (sample.status == TIMEOUT and sample.finished >= 0)
+    ]
+    waited = [sample for sample in counted if sample.status in (200, TIMEOUT)]
     done = [sample for sample in finished if sample.status == 200]
     good = [sample for sample in done if (sample.finished - sample.intended) * 1e3 <= good_ms]
     by_kind: defaultdict[str, list[Sample]] = defaultdict(list)
-    for sample in answered:
+    for sample in waited:
         by_kind[sample.kind].append(sample)
     lateness = sorted((sample.sent - sample.intended) * 1e3 for sample in counted)
     return Summary(
@@ -65,11 +74,11 @@ def summarise(run: Run, items: dict[str, int], good_ms: float, open_loop: bool) 
         answers_per_s=round(len(done) / run.seconds, 2),
         items_per_s=round(sum(items[sample.kind] for sample in done) / run.seconds, 2),
         goodput_per_s=round(len(good) / run.seconds, 2),
-        latency=Latency.of(answered),
+        latency=Latency.of(waited),
         refused=Latency.of([sample for sample in counted if sample.status == 429]),
         statuses=dict(Counter(_NAMES.get(s.status, str(s.status)) for s in counted)),
         kinds={kind: Latency.of(samples) for kind, samples in sorted(by_kind.items())},
-        stages_ms=mean_stages([sample.timing for sample in answered]),
+        stages_ms=mean_stages([sample.timing for sample in counted if sample.status == 200]),
         late_p99_ms=round(percentile(lateness, 99), 2) if lateness else 0.0,
         client_cpu_ms=round(run.client_cpu_s * 1e3 / max(1, len(finished)), 3),
     )

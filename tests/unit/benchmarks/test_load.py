@@ -61,14 +61,14 @@ def test_arrivals_go_on_while_the_server_stalls_and_their_wait_counts() -> None:
     waits = [sample.finished - sample.intended for sample in run.samples]
     assert max(waits) >= 0.9 * stall_s
     assert sum(wait >= stall_s / 2 for wait in waits) >= 10
-    summary = summarise(run, ITEMS, good_ms=1000, open_loop=True)
+    summary = summarise(run, ITEMS, good_ms=1000)
     assert summary.requests == 99
     assert summary.latency.p99_ms >= 900 * stall_s
 
 
 def test_lateness_of_the_generator_itself_counts_and_is_shown() -> None:
     sample = Sample("a", intended=0.1, sent=0.4, finished=0.5, status=200, timing=b"")
-    summary = summarise(Run([sample], 1.0), ITEMS, good_ms=1000, open_loop=True)
+    summary = summarise(Run([sample], 1.0), ITEMS, good_ms=1000)
     assert summary.latency.max_ms == pytest.approx(400)
     assert summary.late_p99_ms == pytest.approx(300)
 
@@ -81,11 +81,36 @@ def test_a_closed_loop_keeps_each_client_on_one_connection_with_one_request() ->
             assert server.most_inside <= 4
             assert len(server.bodies) == len(set(server.bodies)) == len(run.samples)
             assert any(sample.finished < 0 for sample in run.samples)  # the warm-up
-            summary = summarise(run, ITEMS, good_ms=1000, open_loop=False)
+            summary = summarise(run, ITEMS, good_ms=1000)
             assert summary.requests < len(run.samples)
-            assert summary.answers_per_s == pytest.approx(summary.requests / run.seconds, rel=0.01)
+            finished = sum(0 <= sample.finished < run.seconds for sample in run.samples)
+            assert summary.answers_per_s == pytest.approx(finished / run.seconds, rel=0.01)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("warm_up_s", [0, 0.1])  # it is sent in the window, or in the warm-up
+def test_a_closed_loop_shows_a_request_that_is_never_answered(warm_up_s: float) -> None:
+    deadline_s = 0.5
+
+    async def scenario() -> Run:
+        never = asyncio.Event()
+
+        async def answer(number: int) -> bytes:
+            await (never.wait() if number == 0 else asyncio.sleep(0.01))
+            return response()
+
+        async with answering(answer) as server:
+            target = Target("127.0.0.1", server.port, deadline_s)
+            return await closed_loop(target, requests(), 4, 0.3, warm_up_s)
+
+    run = asyncio.run(scenario())
+    summary = summarise(run, ITEMS, good_ms=1000)
+    assert summary.statuses["timeout"] == 1
+    assert set(summary.statuses) == {"200", "timeout"}
+    assert summary.latency.max_ms >= 1000 * deadline_s
+    assert summary.kinds["a"] == summary.latency
+    assert summary.answers_per_s > 0
 
 
 def test_a_client_told_to_come_back_later_does_so() -> None:
@@ -113,7 +138,7 @@ def test_timeouts_and_broken_connections_are_counted_and_end_nothing() -> None:
     run = asyncio.run(scenario())
     assert sorted({sample.status for sample in run.samples}) == [BROKEN, TIMEOUT, 200]
     assert len(run.samples) == 30
-    statuses = summarise(run, ITEMS, good_ms=1000, open_loop=True).statuses
+    statuses = summarise(run, ITEMS, good_ms=1000).statuses
     assert set(statuses) == {"broken", "timeout", "200"}
     assert sum(statuses.values()) == 30
 
@@ -164,7 +189,7 @@ def test_a_summary_counts_answers_within_the_window_and_goodput_within_the_bound
         sample(0.3, 0.301, 429),
         sample(1.9, 2.1),  # answered after the window
     ]
-    summary = summarise(Run(samples, 2.0), {"a": 16}, good_ms=1000, open_loop=True)
+    summary = summarise(Run(samples, 2.0), {"a": 16}, good_ms=1000)
     assert summary.statuses == {"200": 3, "429": 1}
     assert summary.answers_per_s == 1.0
     assert summary.items_per_s == 16.0
@@ -172,7 +197,6 @@ def test_a_summary_counts_answers_within_the_window_and_goodput_within_the_bound
     assert summary.refused.max_ms == pytest.approx(1)
     assert summary.latency.max_ms == pytest.approx(1700)
     assert summary.stages_ms == {"queue": 2.0, "model": 4.0}
-    assert summarise(Run(samples, 2.0), ITEMS, good_ms=1000, open_loop=False).requests == 3
 
 
 def test_percentiles_are_of_nearest_rank() -> None:
