@@ -1,13 +1,17 @@
 """Memory of a server's processes, and what a soak makes of it."""
 
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+
+import pytest
 
 from benchmarks.load.summary import Latency, Summary
 from benchmarks.memory import Process, processes
-from benchmarks.soak import Sample, judge
+from benchmarks.soak import BOUND_MIB, Sample, judge
 
 LOAD = Summary(1, 1, 1, 1, 1, Latency(), Latency(), {"200": 10}, {}, {}, 0, 0)
 
@@ -44,10 +48,35 @@ def test_a_leak_fails_and_a_burst_does_not() -> None:
     assert result.total.mib_per_hour == 3600
     assert result.by_process["Replica1 (1)"].mib == 0
     assert len(result.problems) == 1
-    assert "59 MiB" in result.problems[0]
+    assert "all by 59" in result.problems[0]
     assert not judge(leak, LOAD, bound_mib=60).problems
     burst = [sample(i, 500, 100 if i != 59 else 400) for i in range(60)]
     assert not judge(burst, LOAD, bound_mib=50).problems
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda i: 0, lambda i: 2048 * (i >= 16)),
+        (lambda i: 0, lambda i: 2048 * (i >= 48)),
+        (lambda i: 0, lambda i: 85 * max(0, i - 48)),
+        (lambda i: -8 * i, lambda i: 8 * i),
+    ],
+    ids=["an early step", "a late step", "a late leak", "a leak that another process makes up for"],
+)
+def test_memory_that_grew_fails_however_it_did(
+    first: Callable[[int], float], second: Callable[[int], float]
+) -> None:
+    rng = random.Random(0)
+
+    def at(i: int, *more: float) -> Sample:
+        noisy = (mib + extra + rng.uniform(-3, 3) for mib, extra in zip((500, 300), more, strict=True))
+        return sample(30 * i, *noisy)
+
+    (problem,) = judge([at(i, first(i), second(i)) for i in range(60)], LOAD, BOUND_MIB).problems
+    assert "Replica2 (2)" in problem
+    assert "Replica1" not in problem
+    assert not judge([at(i, 0, 0) for i in range(60)], LOAD, BOUND_MIB).problems
 
 
 def test_processes_that_keep_coming_fail() -> None:
