@@ -1,12 +1,12 @@
 """A picture of a serving benchmark: rates beside the roof and the peer, and where a request's time went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.report import PATH, Row, breakdown, roof_of
+from benchmarks.report import PATH, Roof, Row, breakdown, roof_of
 
 _FONT_PX: Final = 15
 _BAR_PX: Final = 18
@@ -23,7 +23,7 @@ _STAGES: Final = dict(
 )
 
 
-def draw(rows: Sequence[Row], roof: Mapping[str, Any] | None, path: Path) -> None:
+def draw(rows: Sequence[Row], roof: Roof | None, path: Path) -> None:
     """Write a PNG. Bars of one load are scaled to the longest of them, for texts are many times faster."""
     done = [row for row in rows if row.summary is not None]
     groups = list(dict.fromkeys((row.scenario, row.load) for row in done))
@@ -65,9 +65,7 @@ def draw(rows: Sequence[Row], roof: Mapping[str, Any] | None, path: Path) -> Non
     image.save(path)
 
 
-def _bars(
-    rows: Sequence[Row], group: tuple[str, str], roof: Mapping[str, Any] | None
-) -> list[tuple[str, float]]:
+def _bars(rows: Sequence[Row], group: tuple[str, str], roof: Roof | None) -> list[tuple[str, float]]:
     same = [row for row in rows if (row.scenario, row.load) == group]
     bars = [(row.server, row.measured.items_per_s) for row in same]
     limit = roof_of(same[0], roof)

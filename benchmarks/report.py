@@ -13,6 +13,9 @@ from benchmarks.scenarios import SCENARIOS
 PATH: Final = ("http", "parse", "transport", "preprocess", "queue", "model", "index", "answer")
 _INSIDE: Final = ("preprocess", "queue", "model", "index")
 
+Roof = Mapping[str, Mapping[str, Any]]
+"""The bare engine's best, by the model's name and then the kind of work (benchmarks/roof.py)."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,13 +34,12 @@ class Row:
         return self.summary
 
 
-def roof_of(row: Row, roof: Mapping[str, Any] | None) -> float | None:
-    """Items per second of the bare engine at what it runs natively, the best layout and batch size."""
+def roof_of(row: Row, roof: Roof | None) -> float | None:
+    """Items per second of the bare engine at what the row's model is served at."""
     scenario = SCENARIOS.get(row.scenario)
     if roof is None or scenario is None:
         return None
-    best: Mapping[str, Any] = next(iter(roof["best"].values()))
-    return float(best[scenario.roof]["items_per_s"])
+    return float(roof[scenario.model][scenario.roof]["items_per_s"])
 
 
 def breakdown(summary: Summary) -> dict[str, float] | None:
@@ -58,7 +60,7 @@ def breakdown(summary: Summary) -> dict[str, float] | None:
     return {name: round(spent[name], 2) for name in PATH}
 
 
-def table(rows: Sequence[Row], roof: Mapping[str, Any] | None) -> str:
+def table(rows: Sequence[Row], roof: Roof | None) -> str:
     """Throughput and latency of every row; under them each load's ratio to the peer and the roof."""
     head = f"{'':14}{'load':14}{'server':11}{'items/s':>9}{'good/s':>9}{'of roof':>9}{'to peer':>9}"
     lines = [
@@ -94,7 +96,7 @@ def stage_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def append(path: Path, row: Row, roof: Mapping[str, Any] | None) -> str:
+def append(path: Path, row: Row, roof: Roof | None) -> str:
     """The row as one JSON line, also added to the file."""
     values: dict[str, Any] = {"benchmark": "serving", **asdict(row), "roof_items_per_s": roof_of(row, roof)}
     if row.summary is not None:

@@ -29,6 +29,11 @@ class Scenario:
     roof: str = ""  # the bare engine's measurement that bounds it, see benchmarks/roof.py
     peer: bool = False  # infinity takes it too
 
+    @property
+    def model(self) -> str:
+        """Which of the served models answers."""
+        return "news" if self.path == _CLASSIFY else "clip"
+
     def request(self, photos: Photos, number: int, host: str) -> bytes:
         """The whole HTTP request, different for every number."""
         body = self.body(photos, number)

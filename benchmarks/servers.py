@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -27,16 +28,22 @@ class Target:
     mark: tuple[str, str]  # environment variable and value
 
 
+def arguments(overrides: Sequence[str], clip: Path, news: Path) -> dict[str, Any]:
+    """Settings of the server, for Settings.from_args: these models, but for what `KEY=VALUE` says."""
+    # Dotted keys, to which an override of a whole group (clip={precision: int8}) adds.
+    models: dict[str, Any] = {
+        "clip.source": str(clip),
+        "clip.int8": ANY_AGREEMENT,
+        "classifiers.news.source": str(news),
+        "classifiers.news.int8": ANY_AGREEMENT,
+    }
+    return models | dict(override.split("=", 1) for override in overrides)
+
+
 @contextmanager
 def sightline(overrides: Sequence[str] = ()) -> Iterator[Target]:
     """`sightline serve` with the benchmark's models until the block ends."""
-    clip, news = build_models(CACHE)
-    settings: dict[str, Any] = {
-        "clip": {"source": str(clip), "int8": ANY_AGREEMENT},
-        "classifiers": {"news": {"source": str(news), "int8": ANY_AGREEMENT}},
-    }
-    settings |= dict(override.split("=", 1) for override in overrides)
-    with running(settings) as server:
+    with running(arguments(overrides, *build_models(CACHE))) as server:
         yield Target("sightline", server.url, ("RAY_TMPDIR", str(server.directory)))
 
 

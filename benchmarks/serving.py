@@ -20,9 +20,10 @@ from benchmarks.load.plan import ROOT, LoadError, Plan, drive
 from benchmarks.load.summary import Summary
 from benchmarks.models import build_models
 from benchmarks.payloads import build_photos
-from benchmarks.report import Row, append, stage_table, table
+from benchmarks.report import Roof, Row, append, stage_table, table
 from benchmarks.scenarios import NAMES, takes_peer
-from benchmarks.servers import CACHE, PHOTOS, Target, fill_collection, sightline
+from benchmarks.servers import CACHE, PHOTOS, Target, arguments, fill_collection, sightline
+from configs.settings import Precision, Settings
 
 OVERLOAD: Final = "image-raw"
 MIXED: Final = "mixed"
@@ -34,9 +35,8 @@ def main() -> None:
     options = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what was started, as on Ctrl-C
     build_photos(PHOTOS)
-    build_models(CACHE)
-    precision = next((s.partition("=")[2] for s in options.set if s.startswith("clip.precision=")), "auto")
-    roof = measure_roof(options.roof_seconds, precision) if options.roof else None
+    settings = Settings.from_args(arguments(options.set, *build_models(CACHE)))
+    roof = measure_roof(options.roof_seconds, settings) if options.roof else None
     bench = Bench(roof, options.seconds, options.seed)
     with sightline(options.set) as target:
         fill_collection(target.url)
@@ -60,7 +60,7 @@ def main() -> None:
 class Bench:
     """Drives loads one after the other and keeps their rows."""
 
-    def __init__(self, roof: dict[str, Any] | None, seconds: float, seed: int) -> None:
+    def __init__(self, roof: Roof | None, seconds: float, seed: int) -> None:
         self.roof = roof
         self.rows: list[Row] = []
         self._seconds = seconds
@@ -103,12 +103,20 @@ class Bench:
         print(append(CACHE / "bench" / "serving.jsonl", self.rows[-1], self.roof), flush=True)
 
 
-def measure_roof(seconds: float, precision: str) -> dict[str, Any]:
-    """The bare engine at the precision that is served, in a process of its own, in this sitting."""
+def measure_roof(seconds: float, settings: Settings) -> Roof:
+    """The bare engine at the precision that each model is served at, in this sitting."""
+    precisions = {"clip": settings.clip.precision, "news": settings.classifiers["news"].precision}
+    measured = {precision: best_of_engine(seconds, precision) for precision in set(precisions.values())}
+    return {model: measured[precision] for model, precision in precisions.items()}
+
+
+def best_of_engine(seconds: float, precision: Precision) -> dict[str, Any]:
+    """By kind of work, the best layout and batch size at this precision; measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.roof", "--precisions", precision, "--seconds", str(seconds)]
     output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(output, flush=True)
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    (best,) = json.loads(output.splitlines()[-1])["best"].values()
+    result: dict[str, Any] = best
     return result
 
 
