@@ -25,7 +25,7 @@ PROBES = 3  # answers looked into before the load begins
 
 
 async def drive(plan: Plan) -> Summary:
-    """Raises LoadError when a probe's answer is wrong."""
+    """Raises LoadError when a probe's answer is wrong, or nothing would arrive in the window."""
     parsed = urlsplit(plan.url)
     target = Target(parsed.hostname or "", parsed.port or 80, plan.deadline_s)
     photos = Photos(Path(plan.photos))
@@ -37,7 +37,9 @@ async def drive(plan: Plan) -> Summary:
         run = await closed_loop(target, source, plan.clients, plan.seconds, plan.warm_up_s)
     else:
         rng = random.Random(plan.seed) if plan.arrivals == "poisson" else None
-        times = arrivals(plan.rate, -plan.warm_up_s, plan.seconds, rng)
+        times = arrivals(plan.rate, -plan.warm_up_s, plan.seconds, rng) if plan.rate > 0 else []
+        if not times or times[-1] < 0:
+            raise LoadError(f"no arrival in {plan.seconds:g} s at {plan.rate:g} requests/s")
         run = await open_loop(target, source, times, plan.seconds)
     items = {kind: SCENARIOS[kind].items for kind in parts(plan.scenario)}
     return summarise(run, items, plan.good_ms)

@@ -43,6 +43,12 @@ def test_a_run_of_either_kind_is_summarised(photos: Path) -> None:
     assert 1 <= opened.requests <= 60
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.001])
+def test_a_plan_in_whose_window_nothing_arrives_is_not_measured(rate: float, photos: Path) -> None:
+    with pytest.raises(LoadError, match=r"^text: no arrival in 0\.3 s at 0"):
+        asyncio.run(driven(0, 1, 200, photos, rate=rate))
+
+
 def test_a_server_that_answers_all_requests_alike_is_not_measured(photos: Path) -> None:
     with pytest.raises(LoadError, match="the same answer"):
         asyncio.run(driven(0, 0, 200, photos))
