@@ -180,6 +180,8 @@ def closed_loop(
                 number, request = following
                 waiting[connection.fileno()] = connection, number, clock()
                 connection.send(request)
+            else:
+                selector.unregister(connection)  # from now on its server may close it
 
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)

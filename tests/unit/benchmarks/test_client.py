@@ -1,13 +1,14 @@
 """The load client reads answers however they arrive, and hides no failure."""
 
+import math
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from benchmarks.vector_peers.client import HttpEndpoint, body_of, http_request, search, send_each
+from benchmarks.vector_peers.client import HttpEndpoint, body_of, closed_loop, http_request, search, send_each
 
 LENGTH = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 11\r\n\r\nhello world"
 CHUNKED = (
@@ -72,6 +73,25 @@ def test_every_request_is_sent_once_and_its_answer_kept() -> None:
     assert sorted(received) == sorted(str(number).encode() for number in range(20))
     assert measured.answers == dict.fromkeys(range(20), b"hello world")
     assert len(measured.latencies) == 20
+
+
+def test_a_connection_with_nothing_left_to_send_may_be_closed_while_another_waits() -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        endpoint = HttpEndpoint(listener.getsockname()[1])
+        connections = [endpoint.connect() for _ in range(2)]
+        for connection in connections:
+            stack.callback(connection.close)
+        slow, idle = (stack.enter_context(listener.accept()[0]) for _ in connections)
+        idle.sendall(LENGTH)
+        idle.shutdown(socket.SHUT_WR)
+
+        def source() -> Iterator[tuple[int, bytes]]:
+            yield from enumerate(requests(2))
+            slow.sendall(LENGTH)  # the idle one has its answer and asks for more
+
+        measured = closed_loop(connections, source(), 0, math.inf)
+    assert measured.answers == dict.fromkeys(range(2), b"hello world")
 
 
 def test_a_search_goes_round_until_its_time_is_up() -> None:
