@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Truth = NDArray[np.int64]  # [q, K]
+Truth = NDArray[np.int64]  # [q, K], or as many columns as items that may be found
 
 K = 10
 TUNING = 500  # queries that choose a system's search setting

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import processes
 from benchmarks.vector_peers.client import ANSWER_TIMEOUT_S, Measured
-from benchmarks.vector_peers.dataset import FILTERS, Dataset, K, Queries, Truth
+from benchmarks.vector_peers.dataset import FILTERS, Dataset, Queries, Truth
 from benchmarks.vector_peers.system import Ids, Setting, System
 
 Record = dict[str, Any]
@@ -94,8 +94,9 @@ def cheapest(
 
 
 def recall(found: Ids, truth: Truth) -> float:
-    """Mean share of the true K nearest, over the queries that were answered."""
-    return float(np.mean([len({*ids} & {*truth[number].tolist()}) / K for number, ids in found.items()]))
+    """Mean share of the true nearest (K, or as many as pass the filter) over the answered queries."""
+    shares = [len({*ids} & {*truth[number].tolist()}) / truth.shape[1] for number, ids in found.items()]
+    return float(np.mean(shares))
 
 
 def _load(system: System, data: Dataset) -> Iterator[Record]:

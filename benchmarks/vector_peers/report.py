@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.vector_peers.measure import Record
+from benchmarks.vector_peers.measure import TARGET_RECALL, Record
 
 MiB = 1024 * 1024
 FONT_PX = 15
 BAR_PX = 22
 PANEL_PX = (560, 40)  # width, and height beside the bars
-LABEL_PX, VALUE_PX = 180, 90
+LABEL_PX, VALUE_PX = 180, 150
 OURS = "sightline"
 COLOURS = {True: (31, 119, 180), False: (170, 170, 170)}  # ours, theirs
 NAME_CHARS = 36
@@ -45,6 +45,12 @@ class Row(NamedTuple):
     more_is_better: bool
     drawn: bool
     value: Callable[[str], float | None]
+    recall: Callable[[str], float | None] = lambda label: None  # it was measured at
+
+    def missed(self, label: str) -> bool:
+        """Whether it was measured at less than the target's recall."""
+        recall = self.recall(label)
+        return recall is not None and recall < TARGET_RECALL
 
 
 def read(path: Path, **chosen: int) -> Results:
@@ -71,9 +77,10 @@ def rows(results: Results) -> Iterator[Row]:
     for filter, words in ((None, "search"), ("common", "filter of 10%"), ("rare", "filter of 1%")):
         for clients in results.clients:
             who = f"{words}, {clients} client{'s' * (clients > 1)}"
-            yield Row(f"{who}: recall@10", 3, True, False, search("recall", filter, clients))
-            yield Row(f"{who}: answers/s", 0, True, True, search("throughput_per_s", filter, clients))
-            yield Row(f"{who}: p50 ms", 1, False, clients == 1, search("p50_ms", filter, clients))
+            recall = search("recall", filter, clients)
+            yield Row(f"{who}: recall@10", 3, True, False, recall)
+            yield Row(f"{who}: answers/s", 0, True, True, search("throughput_per_s", filter, clients), recall)
+            yield Row(f"{who}: p50 ms", 1, False, clients == 1, search("p50_ms", filter, clients), recall)
             yield Row(f"{who}: p99 ms", 1, False, False, search("p99_ms", filter, clients))
     yield Row("memory (PSS), MiB", 0, False, True, plain("memory", "total_bytes", MiB))
     yield Row("  anonymous", 0, False, False, plain("memory", "anonymous_bytes", MiB))
@@ -93,8 +100,13 @@ def table(results: Results) -> Iterator[str]:
 
 
 def draw(results: Results, heading: str, path: Path) -> None:
-    """A PNG with a panel of bars for each row that is `drawn`, two panels side by side."""
+    """A PNG with a panel of bars for each row that is `drawn`, two panels side by side.
+
+    Bars are empty where the recall is below the target, and the heading, which names that, says so.
+    """
     panels = [row for row in rows(results) if row.drawn]
+    if any(row.missed(label) for row in panels for label in results.labels):
+        heading += ", but for empty bars"
     width, height = PANEL_PX[0], PANEL_PX[1] + BAR_PX * len(results.labels)
     image = Image.new("RGB", (2 * width, 2 * FONT_PX + height * -(-len(panels) // 2)), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_PX)
@@ -109,8 +121,11 @@ def draw(results: Results, heading: str, path: Path) -> None:
             start, middle = left + LABEL_PX, top + 2 * FONT_PX + BAR_PX * line + BAR_PX // 2
             pen.text((start - 6, middle), label, "black", font, anchor="rm")
             end = start + (width - LABEL_PX - VALUE_PX) * (value or 0) / longest
-            pen.rectangle((start, middle - 8, end, middle + 8), COLOURS[label.startswith(OURS)])
-            pen.text((end + 6, middle), _shown(value, row.digits), "black", font, anchor="lm")
+            colour, shown = COLOURS[label.startswith(OURS)], _shown(value, row.digits)
+            if missed := row.missed(label):
+                shown += f", recall {row.recall(label):g}"
+            pen.rectangle((start, middle - 8, end, middle + 8), None if missed else colour, colour)
+            pen.text((end + 6, middle), shown, "black", font, anchor="lm")
     image.save(path)
 
 

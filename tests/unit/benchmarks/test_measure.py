@@ -130,6 +130,18 @@ def test_recall_counts_distinct_true_neighbours_of_the_answered_queries() -> Non
     truth = np.arange(20).reshape(2, 10)
     assert recall({0: list(range(10))}, truth) == 1
     assert recall({0: [0] * 10, 1: [10, 11, 0, 1, 2]}, truth) == pytest.approx((0.1 + 0.2) / 2)
+    assert recall({0: [0, 1, 2]}, np.arange(4).reshape(1, 4)) == 0.75  # no more than four pass the filter
+
+
+def test_a_bar_is_empty_where_the_recall_is_below_the_target(tmp_path: Path) -> None:
+    def filled(recall: float) -> int:
+        record = {"label": "x", "scenario": "search", "filter": None, "clients": 1, "recall": recall}
+        record |= {"throughput_per_s": 5, "p50_ms": 5, "p99_ms": 5}
+        report.draw(report.Results([record]), "a heading", tmp_path / "picture.png")
+        with Image.open(tmp_path / "picture.png") as picture:
+            return int((np.asarray(picture) == report.COLOURS[False]).all(2).sum())
+
+    assert filled(0.95) > 3 * filled(0.9499) > 0
 
 
 def test_of_equal_scenarios_the_latest_counts(tmp_path: Path) -> None:
