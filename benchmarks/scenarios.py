@@ -1,4 +1,4 @@
-"""The requests a server is measured with. The same bytes go to Sightline and, where it can, to infinity."""
+"""The requests a server is measured with: for infinity, where it can, of the same kinds and sizes."""
 
 import json
 import random
@@ -13,7 +13,6 @@ JSON: Final = "application/json"
 COLLECTION: Final = "bench"
 LONG_WORDS: Final = 90  # past CLIP's 77 tokens
 LONG_CLASSIFY_WORDS: Final = 126  # 128 tokens for DistilBERT
-GOOD_MS: Final = 1000.0  # an answer later than this helps nobody who waits for it
 
 
 @dataclass(frozen=True)
