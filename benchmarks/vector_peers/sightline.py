@@ -99,7 +99,8 @@ class Sightline(HttpSystem):
             info = self._call("GET", "", None)
             if info["state"] != "ready" or info["count"] != count:
                 ready_since = time.monotonic()
-            elif time.monotonic() - ready_since > SETTLED_S:
+            elif (settling_s := time.monotonic() - ready_since) > SETTLED_S:
+                self.settling_s = settling_s
                 return
             time.sleep(POLL_S)
         raise RuntimeError(f"the index was not built within {BUILD_TIMEOUT_S} s: {info}")

@@ -52,6 +52,9 @@ class System(ABC):
     setting_takes_restart: ClassVar[bool] = False
     """Where True, `settings` go from the fastest to the one that finds most, and not all are tried."""
 
+    settling_s: float = 0.0
+    """The end of the last `build`, in which nothing happened any more: a wait to see that it was over."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.label = self.name

@@ -2,7 +2,10 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import processes
-from benchmarks.vector_peers import mixture, report
+from benchmarks.vector_peers import mixture, report, sightline
 from benchmarks.vector_peers.bare_faiss import BareFaiss
 from benchmarks.vector_peers.client import Measured
 from benchmarks.vector_peers.dataset import Dataset, Floats
-from benchmarks.vector_peers.measure import Plan, cheapest, recall, scenarios
+from benchmarks.vector_peers.measure import Plan, _load, cheapest, recall, scenarios
 from benchmarks.vector_peers.system import Context, Ids, Setting
 from benchmarks.vector_peers.worker import Worker
 
@@ -124,6 +127,43 @@ def test_where_a_setting_takes_a_restart_few_are_tried(context: Context, data: D
             assert len(system.tried) <= 4
         never = [{"percent": percent, "ms": percent} for percent in range(10, 90, 10)]
         assert cheapest(system, tuning, never, None)[0]["percent"] == 80
+
+
+def test_the_wait_that_shows_a_build_to_be_over_is_no_part_of_it(
+    data: Dataset, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled_s = 0.3
+    monkeypatch.setattr(sightline, "SETTLED_S", settled_s)
+    states = iter(["ready", "building", "building"])
+
+    class Collection(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            info = dict.fromkeys(("kind", "actual_kind", "effort", "recall", "segments", "bytes_in_memory"))
+            body = json.dumps({**info, "state": next(states, "ready"), "count": data.count}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    class Loaded(sightline.Sightline):
+        def load(self, data: Dataset) -> None:
+            """It is."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collection) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.01)
+        try:
+            system = Loaded(context, "auto")
+            system.port = server.server_port
+            began = time.perf_counter()
+            (record,) = _load(system, data)
+            took_s = time.perf_counter() - began
+        finally:
+            server.shutdown()
+    assert next(states, None) is None
+    assert 0 < record["build_s"] <= took_s - settled_s + 0.01
 
 
 def test_recall_counts_distinct_true_neighbours_of_the_answered_queries() -> None:
