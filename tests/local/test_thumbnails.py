@@ -164,10 +164,8 @@ def test_one_goes_with_a_vector_into_a_collection_that_keeps_it(client: LocalCli
     answer = client.post(f"{album}/items", json_body=asked)
     assert answer.status == 422
     assert "a thumbnail stands beside a vector" in answer.json()["error"]["message"]
-    path = f"/v1/collections/thumbs-{next(_names)}"
-    client.put(path, json_body={"dimensions": 2})
-    items = [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0], "thumbnail": small}]
-    error = client.post(f"{path}/items", json_body={"items": items}).json()["error"]
+    with client.collection(dimensions=2) as path:
+        items = [{"vector": [1.0, 0.0]}, {"vector": [0.0, 1.0], "thumbnail": small}]
+        error = client.post(f"{path}/items", json_body={"items": items}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_item", "items[1]")
     assert "keeps no thumbnails" in error["message"]
-    client.delete(path)
