@@ -61,6 +61,10 @@ class AnnKind:
             return faiss.SearchParametersIVF(nprobe=effort, sel=selector)  # type: ignore[call-arg]
         return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
 
+    def reach(self, effort: int, count: int) -> int:
+        """The effort of a search for so many: a graph's is no less."""
+        return max(effort, count) if self.effort == "ef_search" else effort
+
     @property
     def coded(self) -> bool:
         """Whether it keeps each number as one of 256 codes between two bounds."""
@@ -173,11 +177,9 @@ def candidates(
     threads: int,
     selector: faiss.IDSelector | None,
 ) -> Rowids:
-    """Positions [q, count] of rows that are probably near, in no order to rely on; -1 where none."""
+    """Positions [q, count] of rows that are probably near, nearest first as the index sees it; -1: none."""
     faiss.omp_set_num_threads(threads)  # OpenMP keeps it per calling thread
-    effort = max(effort, count) if kind.effort == "ef_search" else effort
-    found = index.search(
-        np.ascontiguousarray(queries, np.float32), count, params=kind.parameters(effort, selector)
-    )
+    parameters = kind.parameters(kind.reach(effort, count), selector)
+    found = index.search(np.ascontiguousarray(queries, np.float32), count, params=parameters)
     positions: Rowids = found[1]
     return positions

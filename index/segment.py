@@ -15,6 +15,10 @@ from index.spec import Metric
 
 QUERIES_AT_ONCE = 64
 """Whose candidates are gathered together: 20 for each, of 512 float32, are 2.6 MB, which caches hold."""
+SPARE_ROWS = 4
+"""Asked for beyond what should do, since of the nearest more than the usual share may not pass."""
+WIDER = 4
+"""Times as many rows are looked at where too few of the nearest pass."""
 EXACT_SHARE = 20
 """A search that wants more than one row in so many is exact: it is no slower then."""
 
@@ -115,8 +119,9 @@ class SegmentView:
     def _approximates(self, kind: AnnKind, survivors: int, limit: int, effort: int) -> bool:
         # An approximate search has to look at size/survivors times as many rows to find as many that
         # pass; from where that costs more than comparing the survivors one by one, it is not used.
-        scarce = survivors**2 < self.size * kind.cost(self.size, effort)
-        return not (scarce and survivors < self.size) and limit * kind.oversample * EXACT_SHARE < self.size
+        count = limit * kind.oversample
+        scarce = survivors**2 < self.size * kind.cost(self.size, kind.reach(effort, count))
+        return not (scarce and survivors < self.size) and count * EXACT_SHARE < self.size
 
     def _exact(self, queries: Vectors, limit: int, positions: Rowids | None) -> tuple[Scores, Rowids]:
         segment, metric, threads = self.segment, self.segment.metric, self.segment.threads
@@ -142,21 +147,43 @@ class SegmentView:
     ) -> tuple[Scores, Rowids]:
         segment = self.segment
         assert segment.index is not None
-        selector = self._selector()
+        passing = self.alive
         if positions is not None:
-            chosen = np.zeros(self.size, np.bool_)
-            chosen[positions] = True
-            selector = faiss.IDSelectorBitmap(bits(chosen))  # type: ignore[call-arg, arg-type]
-        effort = min(-(-effort * self.size // survivors), self.size)  # rounded up
-        count = min(survivors, limit * kind.oversample)
-        found = candidates(segment.index, kind, queries, count, effort, segment.threads, selector)
-        scores, rows = best_of(queries, segment.vectors, found, limit, segment.metric)
-        # A graph may leave rows that no path leads to, and few lists may hold too few rows that pass.
-        short = np.flatnonzero(rows[:, -1] < 0)
-        rowids = np.where(rows < 0, -1, segment.rowids[rows])
-        if len(short):
-            scores[short], rowids[short] = self._exact(queries[short], limit, positions)
+            passing = np.zeros(self.size, np.bool_)
+            passing[positions] = True
+        wanted, spare, width, selector = limit * kind.oversample, 0, 1.0, None
+        if survivors < self.size and kind.effort:
+            # Of the nearest among all rows those that do not pass are dropped. With a selector FAISS would
+            # fill up with whatever passes on its way, however far off, where none of the nearest does.
+            spare, width = SPARE_ROWS, self.size / survivors
+        elif survivors < self.size:
+            selector = faiss.IDSelectorBitmap(bits(passing))  # type: ignore[call-arg, arg-type]
+        scores = np.empty((len(queries), limit), np.float32)
+        rowids = np.empty((len(queries), limit), np.int64)
+        left = np.arange(len(queries))  # those that too little was found for
+        most = float(survivors)
+        while len(left):
+            count, wide = int(wanted * width), int(effort * width)
+            if kind.cost(self.size, kind.reach(wide, count)) > most:
+                scores[left], rowids[left] = self._exact(queries[left], limit, positions)
+                break
+            count = min(count + spare, self.size)
+            found = candidates(segment.index, kind, queries[left], count, wide, segment.threads, selector)
+            if survivors < self.size:
+                found = _first(found, (found >= 0) & passing[found], wanted)
+            scores[left], rows = best_of(queries[left], segment.vectors, found, limit, segment.metric)
+            rowids[left] = segment.rowids[rows]
+            left = left[rows[:, -1] < 0]
+            width *= WIDER
+            most = survivors / 2  # for what was looked for in vain comes on top
         return scores, rowids
+
+
+def _first(found: Rowids, passing: Mask, most: int) -> Rowids:
+    """Of each query's candidates [q, c] the first `most` that pass; -1 where there are fewer."""
+    order = np.argsort(~passing, axis=1, kind="stable")[:, :most]
+    lines = np.arange(len(found))[:, None]
+    return np.where(passing[lines, order], found[lines, order], -1)
 
 
 def best_of(

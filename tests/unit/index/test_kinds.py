@@ -130,6 +130,26 @@ def test_what_was_deleted_is_never_found_and_what_was_written_always(catalog: Ca
     assert collection.info().tombstones == 500
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_neighbours_are_found_where_none_of_the_nearest_pass(catalog: Catalog, kind: Kind) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind=kind, metric="l2"))
+    vectors, queries = clustered(12_000, seed=1), clustered(1, seed=2) + 0.1 * clustered(50, seed=3)
+    vectors = vectors[np.argsort(np.linalg.norm(vectors - queries.mean(axis=0), axis=1))]
+    collection.upsert([Item(str(row), vector, {"row": row}) for row, vector in enumerate(vectors)])
+    while collection.maintain():
+        pass
+    far = {"must": [{"key": "row", "range": {"gte": 1200}}]}
+
+    def found(exact: bool, filter: dict[str, Any] | None) -> Vectors:
+        hits = collection.search(queries, 10, exact=exact, filter=filter)
+        return np.array([[hit.score for hit in of_query] for of_query in hits], np.float32)
+
+    assert recall(found(False, far), found(True, far)) >= 0.9
+    collection.delete(str(row) for row in range(1200))
+    assert recall(found(False, None), found(True, None)) >= 0.9
+    assert not collection.maintain()
+
+
 def test_a_limit_above_the_living_gives_every_one(catalog: Catalog) -> None:
     collection = filled(catalog, "hnsw")
     collection.delete(str(row) for row in range(10, COUNT))
