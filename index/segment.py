@@ -121,7 +121,7 @@ class SegmentView:
         # pass; from where that costs more than comparing the survivors one by one, it is not used.
         count = limit * kind.oversample
         scarce = survivors**2 < self.size * kind.cost(self.size, kind.reach(effort, count))
-        return not (scarce and survivors < self.size) and count * EXACT_SHARE < self.size
+        return not scarce and count * EXACT_SHARE < self.size
 
     def _exact(self, queries: Vectors, limit: int, positions: Rowids | None) -> tuple[Scores, Rowids]:
         segment, metric, threads = self.segment, self.segment.metric, self.segment.threads

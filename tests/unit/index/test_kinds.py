@@ -294,6 +294,22 @@ def test_auto_chooses_by_size() -> None:
     assert kind_for("auto", 5000, AUTO[0][0] - 1) is None
 
 
+def test_an_index_that_takes_longer_than_comparing_every_row_is_not_searched(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection, queries = filled(catalog, "hnsw"), clustered(1, seed=2)
+    efforts = []
+
+    def candidates(index: Any, kind: AnnKind, queries: Vectors, count: int, effort: int, *rest: Any) -> Any:
+        efforts.append(effort)
+        return ann.candidates(index, kind, queries, count, effort, *rest)
+
+    monkeypatch.setattr(segment, "candidates", candidates)
+    for effort in (32, 64, 128, 256):
+        collection.search(queries, 10, effort=effort)
+    assert efforts == [32, 64]  # 32 rows for each of the effort, of 3000
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_effort_beyond_the_rows_there_are_is_no_more_than_those(catalog: Catalog, kind: Kind) -> None:
     collection, queries = filled(catalog, kind), clustered(10, seed=6)
