@@ -20,7 +20,7 @@ from index.ann import EFFORTS, KINDS, Stop, Stopped, kind_for
 from index.chosen import Chosen
 from index.commits import Change, GroupCommit
 from index.errors import AnswerTooLarge, BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
-from index.evaluate import Evaluation, evaluate
+from index.evaluate import BUDGET_S, Evaluation, evaluate
 from index.filters import compile_filter
 from index.flat import FlatRows
 from index.items import (
@@ -322,10 +322,10 @@ class Collection:
                 thumbnails=self.spec.thumbnails,
             )
 
-    def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = 20) -> Evaluation:
+    def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = BUDGET_S) -> Evaluation:
         """Recall@k and latency of this collection's searches against exact ones; see `Evaluation`.
 
-        `queries` are made from as many stored vectors, chosen at random. Other settings are tried for
+        `queries` are made from as many stored vectors, chosen at random; fewer where all take longer than
         about `budget_s`.
 
         Raises:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from configs.settings import Settings
+from index.evaluate import BUDGET_S
 from index.items import Hit, Wanted
 from index.spec import CollectionSpec
 from serve_app import body, schemas
@@ -137,9 +138,13 @@ async def delete_many(request: Request, name: schemas.CollectionName) -> Respons
     openapi_extra=accepts(schemas.EvaluateRequest),
 )
 async def evaluate(request: Request, name: schemas.CollectionName) -> Response:
-    """Measures recall@k and latency against exact search, with queries like the stored vectors."""
+    """Measures recall@k and latency against exact search, with queries like the stored vectors.
+
+    Takes up to about half a minute; where that does not do for all queries, fewer are used.
+    """
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.EvaluateRequest, gateway.settings.limits.max_body_bytes)
+    extend_time_limit(request, gateway.settings.limits.request_timeout_s + BUDGET_S)
     return json_response(asdict(await gateway.index.evaluate(name, asked.queries, asked.k)))
 
 

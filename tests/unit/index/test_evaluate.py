@@ -10,7 +10,7 @@ from index.catalog import Catalog
 from index.errors import BadItem
 from index.evaluate import recall
 from index.items import Item
-from index.spec import CollectionSpec
+from index.spec import CollectionSpec, Kind
 from tests.unit.index.test_kinds import COUNT, DIMENSIONS, SETTINGS, clustered, filled
 
 
@@ -32,7 +32,14 @@ def test_recall_of_tiny_scores_is_no_better() -> None:
     found = np.array([[-1, -5, -9]], np.float32)
     for scale in (1, 1e-3, 1e-9, 1e6):
         assert recall(np.float32(scale) * found, np.float32(scale) * true) == pytest.approx(1 / 3)
-        assert recall(np.float32(scale * (1 + 1e-6)) * true, np.float32(scale) * true) == 1  # rounding
+        assert recall(np.float32(scale * (1 + 2e-7)) * true, np.float32(scale) * true) == 1  # rounding
+
+
+def test_recall_in_a_narrow_cone_is_no_better() -> None:
+    true = np.array([[0.99995, 0.99993, 0.99991]], np.float32)
+    found = np.array([[0.99995, 0.999905, 0.99990]], np.float32)
+    assert recall(found, true) == pytest.approx(1 / 3)
+    assert recall(found, true, np.array([[True, True, False]])) == pytest.approx(2 / 3)
 
 
 def test_a_collection_measures_itself(catalog: Catalog) -> None:
@@ -54,6 +61,17 @@ def test_a_collection_measures_itself(catalog: Catalog) -> None:
 def test_a_flat_collection_finds_everything(catalog: Catalog) -> None:
     found = filled(catalog, "flat").evaluate(50, 5)
     assert (found.kind, found.knob, found.now.recall, found.settings) == ("flat", None, 1.0, [])
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_where_the_time_is_short_fewer_queries_are_used(catalog: Catalog, kind: Kind) -> None:
+    collection = filled(catalog, kind)
+    collection.delete(["0"])
+    found = collection.evaluate(1000, 10, budget_s=0)
+    assert found.queries == 1
+    assert found.now.recall > 0.5
+    assert found.settings == []
+    assert collection.evaluate(30, 10, budget_s=3600).queries == 30
 
 
 def test_small_and_empty_collections(catalog: Catalog) -> None:
