@@ -43,7 +43,7 @@ class AnnKind:
 
     Searches take `oversample` candidates for each result wanted, which are then compared in float32.
     `effort` is the knob that trades time for recall, and `cost` what a search of that effort takes,
-    in rows of an exact search.
+    in rows of an exact search. Numbers beyond `greatest` would be infinite in it.
     """
 
     name: Kind
@@ -53,6 +53,7 @@ class AnnKind:
     effort: str | None = None
     efforts: Callable[[int], Sequence[int]] = lambda rows: (0,)
     cost: Callable[[int, int], float] = lambda rows, effort: rows / 3
+    greatest: float = float("inf")
 
     def parameters(self, effort: int, selector: faiss.IDSelector | None) -> Any:
         if self.effort == "ef_search":
@@ -64,6 +65,10 @@ class AnnKind:
     def reach(self, effort: int, count: int) -> int:
         """The effort of a search for so many: a graph's is no less."""
         return max(effort, count) if self.effort == "ef_search" else effort
+
+    def holds(self, vectors: Vectors) -> bool:
+        """Whether it can keep every number of these."""
+        return self.greatest == float("inf") or max(vectors.max(), -vectors.min()) <= self.greatest
 
     @property
     def coded(self) -> bool:
@@ -132,7 +137,7 @@ _IVF = AnnKind(
 KINDS: Final[dict[str, AnnKind]] = {
     kind.name: kind
     for kind in (
-        AnnKind("flat-fp16", lambda rows, d: "SQfp16", oversample=2),
+        AnnKind("flat-fp16", lambda rows, d: "SQfp16", oversample=2, greatest=65_504),
         AnnKind("sq8", lambda rows, d: "SQ8", oversample=3),
         AnnKind(
             "hnsw",

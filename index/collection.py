@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from index.ann import EFFORTS, KINDS, Stop, Stopped, kind_for
 from index.chosen import Chosen
 from index.commits import Change, GroupCommit
 from index.errors import AnswerTooLarge, BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
-from index.evaluate import BUDGET_S, Evaluation, evaluate
+from index.evaluate import BUDGET_S, LEAST_RECALL, Evaluation, evaluate
 from index.filters import compile_filter
 from index.flat import FlatRows
 from index.items import (
@@ -53,9 +54,9 @@ class CollectionInfo:
     """A collection in numbers.
 
     `actual_kind` is what most rows are searched by now. `state` is "building" while rows are being moved
-    to what their number asks for, and "ready" else; `problem` is why that failed. `recall` is recall@10
-    at `effort` (ef_search or nprobe), measured on stored vectors when the largest segment was built.
-    `created` is in seconds since 1970.
+    to what their number asks for, and "ready" else; `problem` is why that failed, or what an index does not
+    find. `recall` is recall@10 at `effort` (ef_search or nprobe), measured on stored vectors when the largest
+    segment was built. `created` is in seconds since 1970.
     """
 
     name: str
@@ -308,7 +309,7 @@ class Collection:
                 kind=self.spec.kind,
                 actual_kind=view.kind,
                 state="building" if self._building or self._due(view) else "ready",
-                problem=self._problem or _uselessness(view),
+                problem=self._problem or _shortfall(view, self._settings.target_recall),
                 recall=tuning.recall if tuning else None,
                 effort=tuning.effort if tuning else None,
                 segments=len(view.segments),
@@ -460,17 +461,20 @@ class Collection:
         self._store.limit_wal()
 
 
-def _uselessness(view: View) -> str | None:
-    """Of indexes that find too little of what is nearest to be used."""
-    useless = [part.segment for part in view.segments if part.segment.useless]
-    found = [(s.tuning.recall, s.kind.name) for s in useless if s.tuning and s.kind]
-    if not found:
-        return None
-    recall, kind = min(found)
-    return (
-        f"{kind} finds {recall:.0%} of the nearest of these vectors, however long it looks: "
-        f"{sum(len(segment.rowids) for segment in useless)} items are compared one by one instead"
-    )
+def _shortfall(view: View, target: float) -> str | None:
+    """Of indexes that are not used, or have no effort and find less than is asked for; the worst of each."""
+    tuned = [part.segment for part in view.segments]
+    useless = [(s.tuning.recall, s.kind) for s in tuned if s.tuning and s.kind and s.useless]
+    if useless:
+        recall, kind = min(useless, key=itemgetter(0))
+        finds = f"finds {recall:.0%} of the nearest of these vectors, however long it looks"
+        if recall >= LEAST_RECALL:
+            finds = f"keeps no numbers beyond {kind.greatest:g}"
+        rows = sum(len(segment.rowids) for segment in tuned if segment.useless)
+        return f"{kind.name} {finds}: {rows} items are compared one by one instead"
+    short = [(s.tuning.recall, s.kind.name) for s in tuned if s.tuning and s.kind and not s.kind.effort]
+    recall, name = min(short, default=(1.0, ""))
+    return f"{name} finds {recall:.1%} of the nearest of these vectors" if recall < target else None
 
 
 def _rows_of(

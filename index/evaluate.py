@@ -155,12 +155,13 @@ def tuned(segment: Segment, target: float) -> Tuning:
     )
     true = view.search(queries, NEIGHBOURS, None, exact=True)
     reached = Tuning(0, 0.0)
+    holds = segment.kind.holds(segment.vectors)
     for effort in segment.kind.efforts(len(segment.rowids)):
         found = view.search(queries, NEIGHBOURS, None, exact=False, effort=effort)
-        reached = Tuning(effort, _recall(found, true))
+        reached = Tuning(effort, _recall(found, true), useless=not holds)
         if reached.recall >= target:
             return reached
-    return replace(reached, useless=reached.recall < LEAST_RECALL)
+    return replace(reached, useless=not holds or reached.recall < LEAST_RECALL)
 
 
 def off_graph(

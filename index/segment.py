@@ -27,7 +27,7 @@ EXACT_SHARE = 20
 class Tuning:
     """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows.
 
-    An index that finds too little at any effort is `useless`, and not used.
+    An index that finds too little at any effort, or cannot keep the numbers, is `useless`, and not used.
     """
 
     effort: int

@@ -28,7 +28,8 @@ class View:
     @property
     def kind(self) -> str:
         """What most rows are searched by."""
-        return self.largest.kind.name if self.largest and self.largest.kind else "flat"
+        largest = self.largest
+        return largest.kind.name if largest and largest.kind and not largest.useless else "flat"
 
     @property
     def largest(self) -> Segment | None:

@@ -374,7 +374,7 @@ class Collection(BaseModel):
         description="building: items are being moved to what their number asks for; searches find them all"
     )
     problem: str | None = Field(
-        description="why building failed, which is tried again, or why an index is not used"
+        description="why building failed, which is tried again, or what an index does not find"
     )
     segments: int = Field(description="indexes on disk that a search looks through, beside the newest items")
     effort: int | None = Field(description="ef_search or nprobe, chosen for the recall asked for")

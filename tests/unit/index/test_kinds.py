@@ -116,6 +116,37 @@ def test_an_index_that_finds_next_to_nothing_is_not_used_and_says_so(
     np.testing.assert_array_equal(scores(collection, queries, False), scores(collection, queries, True))
 
 
+def test_an_index_that_cannot_keep_the_numbers_is_not_used_and_says_so(catalog: Catalog) -> None:
+    collection = catalog.create(
+        CollectionSpec(name="c", dimensions=DIMENSIONS, kind="flat-fp16", metric="l2")
+    )
+    vectors = clustered(COUNT, seed=1)
+    vectors[:20] += 70_000
+    collection.upsert([Item(str(row), vectors[row]) for row in range(COUNT)])
+    while collection.maintain():
+        pass
+    info = collection.info()
+    assert info.problem == (
+        "flat-fp16 keeps no numbers beyond 65504: 3000 items are compared one by one instead"
+    )
+    assert info.actual_kind == "flat"
+    assert [hits[0].id for hits in collection.search(vectors[:20], 1)] == list(map(str, range(20)))
+
+
+def test_an_index_that_cannot_look_longer_says_what_it_misses(catalog: Catalog) -> None:
+    collection = catalog.create(CollectionSpec(name="c", dimensions=DIMENSIONS, kind="sq8", metric="l2"))
+    vectors = np.random.default_rng(0).standard_normal((COUNT, DIMENSIONS), np.float32)
+    vectors[:300] *= 100
+    collection.upsert([Item(str(row), vector) for row, vector in enumerate(vectors)])
+    while collection.maintain():
+        pass
+    info = collection.info()
+    assert info.actual_kind == "sq8"
+    assert info.recall is not None
+    assert 0.5 < info.recall < 0.95
+    assert info.problem == f"sq8 finds {info.recall:.1%} of the nearest of these vectors"
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_what_was_deleted_is_never_found_and_what_was_written_always(catalog: Catalog, kind: Kind) -> None:
     collection, vectors = filled(catalog, kind), clustered(COUNT, seed=1)
