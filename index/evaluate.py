@@ -65,7 +65,8 @@ class Setting:
 class Evaluation:
     """Recall@k and latency of searches as they are answered now, of exact ones, and at other efforts.
 
-    `knob` is what an effort is called; None, and no other settings, where every search is exact.
+    `queries` is how many there was time for. `knob` is what an effort is called; None, and no other settings,
+    where there is none.
     """
 
     count: int

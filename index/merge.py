@@ -51,13 +51,19 @@ def merge_infos(infos: Sequence[CollectionInfo]) -> CollectionInfo:
 def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
     """As if one: a search finds the mean of what the shards find, by their items, and waits for the slowest.
 
-    Of other efforts only those that every shard has tried.
+    Of other efforts only those that every shard has tried; one without that knob as it answers now.
     """
-    first = parts[0]
     if len(parts) == 1:
-        return first
-    settings = [{setting.effort: setting for setting in part.settings} for part in parts]
-    common = [effort for effort in settings[0] if all(effort in tried for tried in settings)]
+        return parts[0]
+    first = next((part for part in parts if part.knob), parts[0])
+    efforts = [setting.effort for setting in first.settings]
+    settings = [
+        {setting.effort: setting for setting in part.settings}
+        if part.knob == first.knob
+        else dict.fromkeys(efforts, part.now)
+        for part in parts
+    ]
+    common = [effort for effort in efforts if all(effort in tried for tried in settings)]
     weights = [part.count for part in parts]
     return replace(
         first,
@@ -66,7 +72,10 @@ def merge_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
         kind=_kinds(part.kind for part in parts),
         now=_merged([part.now for part in parts], weights),
         exact=_slowest([part.exact for part in parts]),
-        settings=[_merged([tried[effort] for tried in settings], weights) for effort in common],
+        settings=[
+            replace(_merged([tried[effort] for tried in settings], weights), effort=effort)
+            for effort in common
+        ],
     )
 
 

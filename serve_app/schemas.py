@@ -411,13 +411,15 @@ class EvaluatedSetting(BaseModel):
 
 class Evaluation(BaseModel):
     count: int
-    queries: int
+    queries: int = Field(description="as many as there was time for")
     k: int
     kind: str = Field(description="what answers most searches now")
-    knob: str | None = Field(description="what an effort is called: ef_search, nprobe; null when exact")
+    knob: str | None = Field(
+        description="what an effort is called: ef_search, nprobe; null where there is none"
+    )
     now: EvaluatedSetting = Field(description="searches as they are answered now")
     exact: Latency
-    settings: list[EvaluatedSetting] = Field(description="other efforts, upwards")
+    settings: list[EvaluatedSetting] = Field(description="efforts, upwards, in place of the present one")
 
 
 class SnapshotRequest(Strict):

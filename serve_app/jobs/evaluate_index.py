@@ -27,12 +27,27 @@ def table(found: Mapping[str, Any]) -> str:
     """One row for each setting, Markdown; an arrow at the one that answers searches."""
     knob = found["knob"] or "setting"
     lines = [f"| {knob} | recall@{found['k']} | p50 ms | p99 ms |", "| --- | --- | --- | --- |"]
-    for setting in found["settings"] or [found["now"]]:
+    for setting in _settings(found):
         now = " ←" if setting["effort"] == found["now"]["effort"] else ""
-        lines.append(_row(f"{setting['effort'] or 'exact'}{now}", setting["recall"], setting["latency"]))
-    if found["knob"]:
+        lines.append(_row(f"{_name(setting, found)}{now}", setting["recall"], setting["latency"]))
+    if _approximate(found):
         lines.append(_row("exact", 1, found["exact"]))
     return "\n".join(lines)
+
+
+def _settings(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Upwards by effort; the present one is always among them."""
+    others = [setting for setting in found["settings"] if setting["effort"] != found["now"]["effort"]]
+    return sorted([*others, found["now"]], key=lambda setting: setting["effort"] or 0)
+
+
+def _name(setting: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Its effort; of what has none, sq8 for instance, the kind."""
+    return str(setting["effort"] or (found["kind"] if _approximate(found) else "exact"))
+
+
+def _approximate(found: Mapping[str, Any]) -> bool:
+    return bool(found["kind"] != "flat")
 
 
 def _row(name: str, recall: float, latency: Mapping[str, float]) -> str:
@@ -41,7 +56,8 @@ def _row(name: str, recall: float, latency: Mapping[str, float]) -> str:
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Recall over p50 latency (logarithmic), a point for each setting, as PNG."""
-    points = [(s["latency"]["p50_ms"], s["recall"], str(s["effort"])) for s in found["settings"]]
+    settings = _settings(found)
+    points = [(s["latency"]["p50_ms"], s["recall"], _name(s, found)) for s in settings]
     points.append((found["exact"]["p50_ms"], 1.0, "exact"))
     lowest = min(0.9, math.floor(20 * min(recall for _, recall, _ in points)) / 20)
     logs = [math.log10(max(ms, 1e-3)) for ms, _, _ in points]
@@ -68,12 +84,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         pen.text((left - 8, y), f"{recall:.3f}", "black", font, anchor="rm")
     line = [at(ms, recall) for ms, recall, _ in points]
     pen.line(line[:-1], "#2b6cb0", 2)
-    for (x, y), (_, _, name) in zip(line, points, strict=True):
-        now = name == str(found["now"]["effort"])
+    present = [setting["effort"] == found["now"]["effort"] for setting in settings]
+    for (x, y), (_, _, name), now in zip(line, points, [*present, False], strict=True):
         pen.ellipse((x - 4, y - 4, x + 4, y + 4), "#c44e52" if now else "#2b6cb0")
         pen.text((x + 6, y + 4), name, "black", font)
     pen.text((left + width / 2, SIZE[1] - FONT_PX * 1.5), "p50 latency", "black", font, anchor="ma")
-    image.save(path)
+    image.save(path, "PNG")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,12 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         collection = Collection(given.url.rstrip("/"), given.collection, os.environ.get(KEY_VARIABLE))
         found = collection.evaluate(given.queries, given.k)
+        sys.stdout.write(f"{found['kind']}, {found['count']} vectors, {found['queries']} queries\n\n")
+        sys.stdout.write(f"{table(found)}\n")
         if given.picture:
             draw(found, given.picture)
     except (Refused, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"{found['kind']}, {found['count']} vectors\n\n{table(found)}\n")
     return 0
 
 

@@ -108,3 +108,14 @@ def test_evaluations_weigh_recall_by_items_and_wait_for_the_slowest() -> None:
         Latency(3, 6),
         [Setting(32, pytest.approx(0.85), Latency(3, 6))],  # type: ignore[arg-type]
     )
+
+
+def test_a_shard_without_efforts_counts_as_it_is() -> None:
+    fast, slow = Latency(1, 2), Latency(3, 6)
+    settings = [Setting(16, 0.9, fast), Setting(32, 1.0, fast)]
+    graph = Evaluation(100, 50, 10, "hnsw", "ef_search", settings[0], slow, settings)
+    flat = Evaluation(100, 50, 10, "flat", None, Setting(None, 1.0, slow), slow, [])
+    for parts in ([graph, flat], [flat, graph]):
+        merged = merge_evaluations(parts)
+        assert (merged.kind, merged.knob, merged.now) == ("flat+hnsw", "ef_search", Setting(16, 0.95, slow))
+        assert merged.settings == [Setting(16, 0.95, slow), Setting(32, 1.0, slow)]
