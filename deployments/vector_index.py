@@ -16,9 +16,9 @@ from deployments.logs import hide_callers_mistakes
 from deployments.timing import StageTimes
 from index.backup import Manifest, Part, check_free, discard, finish, part_directory, write_part
 from index.catalog import Catalog
-from index.collection import Collection, CollectionInfo
+from index.collection import Collection
 from index.errors import IndexUnavailable
-from index.evaluate import Evaluation
+from index.info import CollectionInfo, Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted
 from index.locations import Location, requested
 from index.restore import restore

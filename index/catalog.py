@@ -15,8 +15,9 @@ from uuid import uuid4
 
 from configs.settings import NAME_PATTERN, IndexSettings, LimitSettings
 from configs.threads import threads_for
-from index.collection import Collection, CollectionInfo
+from index.collection import Collection
 from index.errors import CollectionNotFound, IndexUnavailable
+from index.info import CollectionInfo
 from index.maintenance import Maintenance
 from index.snapshots import sync_directory
 from index.spec import CollectionSpec

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from index.ann import EFFORTS, KINDS, Stop, Stopped, kind_for
 from index.chosen import Chosen
 from index.commits import Change, GroupCommit
 from index.errors import AnswerTooLarge, BadFilter, BadItem, IndexUnavailable, ItemNotFound, VectorIndexError
-from index.evaluate import BUDGET_S, LEAST_RECALL, Evaluation, evaluate
+from index.evaluate import LEAST_RECALL, evaluate
 from index.filters import compile_filter
 from index.flat import FlatRows
+from index.info import EVALUATION_S, CollectionInfo, Evaluation
 from index.items import (
     Hit,
     Include,
@@ -38,7 +38,7 @@ from index.items import (
 from index.maintenance import Work, compaction_due, due
 from index.snapshots import DIRECTORY as SEGMENTS
 from index.snapshots import Snapshots
-from index.spec import CollectionSpec, Kind, Metric
+from index.spec import CollectionSpec
 from index.store import FILE_NAME, Reader, Row, Store, Writer, vector_of
 from index.view import MAX_ROWID, View, restored
 
@@ -47,37 +47,6 @@ METADATA: Include = frozenset({"metadata"})
 # Of a hit written as JSON: what is around its parts, and each byte of a float32 vector.
 HIT_BYTES = 100
 JSON_GROWTH = 3
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionInfo:
-    """A collection in numbers.
-
-    `actual_kind` is what most rows are searched by now. `state` is "building" while rows are being moved
-    to what their number asks for, and "ready" else; `problem` is why that failed, or what an index does not
-    find. `recall` is recall@10 at `effort` (ef_search or nprobe), measured on stored vectors when the largest
-    segment was built. `created` is in seconds since 1970.
-    """
-
-    name: str
-    count: int
-    dimensions: int
-    metric: Metric
-    kind: Kind
-    actual_kind: str
-    state: str
-    problem: str | None
-    segments: int
-    effort: int | None
-    recall: float | None
-    indexed_keys: tuple[str, ...]
-    model: str | None
-    fingerprint: str | None
-    created: int
-    tombstones: int
-    bytes_on_disk: int
-    bytes_in_memory: int
-    thumbnails: bool
 
 
 class Collection:
@@ -323,7 +292,7 @@ class Collection:
                 thumbnails=self.spec.thumbnails,
             )
 
-    def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = BUDGET_S) -> Evaluation:
+    def evaluate(self, queries: int, k: int, seed: int = 0, budget_s: float = EVALUATION_S) -> Evaluation:
         """Recall@k and latency of this collection's searches against exact ones; see `Evaluation`.
 
         `queries` are made from as many stored vectors, chosen at random; fewer where all take longer than

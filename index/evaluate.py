@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from index.flat import Mask, Scores
+from index.info import Evaluation, Latency, Setting
 from index.items import Rowids, Vectors
 from index.segment import Segment, SegmentView, Tuning
 from index.spec import Metric
@@ -17,8 +18,6 @@ QUERIES: Final = 256  # one standard error of a recall of 0.95: about half a poi
 NEIGHBOURS: Final = 10
 EXACT_TIMED: Final = 20  # an exact search of a million vectors takes a tenth of a second
 FIRST_QUERIES: Final = 4  # which tell how many there is time for
-BUDGET_S: Final = 30.0
-"""What an evaluation takes where there is more to measure."""
 LEAST_RECALL: Final = 0.5
 TOLERANCE: Final = 1e-6
 """Relative difference of a score's float32 roundings: at most 8.3e-7, up to 4096 dimensions."""
@@ -42,41 +41,6 @@ def _recall(found: Found, true: Found) -> float:
     """The same with rowids: of long vectors roundings differ by more."""
     same = (found[1][:, :, None] == true[1][:, None]).any(axis=2)
     return recall(found[0], true[0], same)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Of single queries, one after another, in the index itself: milliseconds."""
-
-    p50_ms: float
-    p99_ms: float
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What one effort (ef_search or nprobe; None where there is no such knob) gives and takes."""
-
-    effort: int | None
-    recall: float
-    latency: Latency
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Recall@k and latency of searches as they are answered now, of exact ones, and at other efforts.
-
-    `queries` is how many there was time for. `knob` is what an effort is called; None, and no other settings,
-    where there is none.
-    """
-
-    count: int
-    queries: int
-    k: int
-    kind: str
-    knob: str | None
-    now: Setting
-    exact: Latency
-    settings: list[Setting]
 
 
 def evaluate(

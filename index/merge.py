@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
-from index.collection import CollectionInfo
-from index.evaluate import Evaluation, Latency, Setting
+from index.info import CollectionInfo, Evaluation, Latency, Setting
 from index.items import Hit
 
 Hits = list[list[Hit]]  # per query, best first

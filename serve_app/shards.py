@@ -17,9 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from configs.settings import IndexSettings, LimitSettings
 from deployments.timing import StageTimes
 from index.backup import Manifest
-from index.collection import CollectionInfo
 from index.errors import BadItem, CollectionNotFound, IndexUnavailable, VectorIndexError
-from index.evaluate import Evaluation
+from index.info import CollectionInfo, Evaluation
 from index.items import Hit, Item, Page, Record, Vectors, Wanted, check_id, check_items
 from index.merge import merge_evaluations, merge_hits, merge_infos
 from index.shards import clash, shard_of

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from configs.settings import Settings
-from index.evaluate import BUDGET_S
+from index.info import EVALUATION_S
 from index.items import Hit, Wanted
 from index.spec import CollectionSpec
 from serve_app import body, schemas
@@ -144,7 +144,7 @@ async def evaluate(request: Request, name: schemas.CollectionName) -> Response:
     """
     gateway = gateway_of(request)
     asked = await body.read_json(request, schemas.EvaluateRequest, gateway.settings.limits.max_body_bytes)
-    extend_time_limit(request, gateway.settings.limits.request_timeout_s + BUDGET_S)
+    extend_time_limit(request, gateway.settings.limits.request_timeout_s + EVALUATION_S)
     return json_response(asdict(await gateway.index.evaluate(name, asked.queries, asked.k)))
 
 

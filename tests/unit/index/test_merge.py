@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.collection import CollectionInfo
-from index.evaluate import Evaluation, Latency, Setting
+from index.info import CollectionInfo, Evaluation, Latency, Setting
 from index.items import Hit
 from index.merge import merge_evaluations, merge_hits, merge_infos
 
