@@ -57,7 +57,7 @@ LONG = $(if $(SECONDS),--seconds $(SECONDS))
 bench: setup ## The serving path under load, beside the bare engine (a few minutes)
 	$(BIN)/python -m benchmarks.serving $(LONG) $(OPTIONS)
 
-bench-peers: setup $(INFINITY)/.installed ## The same requests to infinity as well
+bench-peers: setup $(INFINITY)/.installed ## Requests of the same kinds to infinity as well
 	$(BIN)/python -m benchmarks.serving --peer infinity $(LONG) $(OPTIONS)
 
 bench-roof: setup ## The bare engine alone: every layout, batch size and precision

@@ -1,6 +1,6 @@
 """The peer: infinity (infinity-emb 0.0.78, torch on CPU) in a virtual environment of its own.
 
-`make bench-peers` sets the environment up; the same model directories and the same requests as ours.
+`make bench-peers` sets the environment up; the same model directories and requests of the same kinds as ours.
 """
 
 import os

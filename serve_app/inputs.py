@@ -16,9 +16,8 @@ from serve_app.schemas import ImageInput, TextInput
 # "data:image/png;base64,…" and its kind, but not "Data: the new oil".
 DATA_URI = re.compile(r"data:[^,\s]{0,256}[;,]", re.IGNORECASE)
 
-DECODED_HERE = (
-    1 << 20
-)  # characters of base64 in a request, some 4 ms; of more, others would wait for a thread
+DECODED_HERE = 1 << 20
+"""Characters of base64 in a request, which take some 4 ms; more is decoded in a thread."""
 
 FETCHES = 8  # of one request at once, for others to have some of the connections
 

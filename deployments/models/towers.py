@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.settings import BatchSettings, SettingsError
+from configs.settings import BatchSettings
 from deployments.engines.buckets import row_buckets, token_buckets
 from deployments.engines.networks import file_sha256
 from deployments.engines.protocol import Engine
@@ -45,12 +45,12 @@ class Tower(Model[Item, Prepared, Vectors]):
         """Run every bucket that batches fall into, or a few usual shapes where the engine has no buckets, so
         that the first request finds kernels and memory ready.
 
-        Raises SettingsError where numbers come out that are not finite.
+        Raises ValueError where numbers come out that are not finite.
         """
         for items in self._usual_batches(batch):
             for _ in range(self.concurrency):
                 if not np.isfinite(self.forward(items)).all():
-                    raise SettingsError(
+                    raise ValueError(
                         f"its numbers are not finite in {self.engine.precision}: choose precision fp32; if "
                         "that is what runs, the weights are damaged"
                     )

@@ -40,20 +40,22 @@ async def ready(request: Request) -> Response:
     """
     gateway = gateway_of(request)
     limit_s = gateway.settings.gateway.health_timeout_s
-    probes: dict[str, Coroutine[Any, Any, object] | None] = {}
+    # Pairs, for a model may be called as a shard is.
+    probes: list[tuple[str, Coroutine[Any, Any, object] | None]] = []
     if gateway.preprocessor is not None:
-        probes["preprocessor"] = call(gateway.preprocessor, "ready")
-    probes |= gateway.index.probes()
+        probes.append(("preprocessor", call(gateway.preprocessor, "ready")))
+    probes += gateway.index.probes().items()
     for name, model in gateway.inference.models.items():
-        probes[name] = None if isinstance(model, Unavailable) else gateway.inference.probe(name)
+        probes.append((name, None if isinstance(model, Unavailable) else gateway.inference.probe(name)))
     # Waited for and not told: what is not there, the others say.
     _, *states = await asyncio.gather(
-        _state(gateway.rehearsed(), limit_s), *(_state(probe, limit_s) for probe in probes.values())
+        _state(gateway.rehearsed(), limit_s), *(_state(probe, limit_s) for _, probe in probes)
     )
     is_ready = all(state in ("ready", "unavailable") for state in states)
     status = "ready" if is_ready else "not ready"
     return json_response(
-        {"status": status, "dependencies": dict(zip(probes, states, strict=True))}, 200 if is_ready else 503
+        {"status": status, "dependencies": dict(zip((name for name, _ in probes), states, strict=True))},
+        200 if is_ready else 503,
     )
 
 

@@ -109,6 +109,8 @@ def test_the_agreement_of_one_output_alone_is_of_what_tells_rows_apart(scores: s
     assert judged.compare(facts, {"text": stars}, {"text": stars}) == Agreement(1, 1)
     turned = judged.compare(facts, {"text": stars}, {"text": 6 - stars})
     assert (turned.cosine, turned.top1) == (-1, 0)
+    alike = np.ones((8, 1), np.float32)
+    assert judged.compare(facts, {"text": alike}, {"text": alike}) == Agreement(1, 1)
     shuffled = judged.compare(facts, {"text": stars}, {"text": stars[[0, 2, 1, 3]]})
     assert shuffled.top1 == 0.5
     assert 0 < shuffled.cosine < 0.9

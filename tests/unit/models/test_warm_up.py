@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from configs.settings import BatchSettings, SettingsError
+from configs.settings import BatchSettings
 from deployments.engines.buckets import bucket_shapes
 from deployments.models.towers import ImageTower
 
@@ -50,5 +50,5 @@ def test_without_buckets_a_few_usual_shapes_run() -> None:
 
 @pytest.mark.parametrize("answer", [float("nan"), float("inf")])
 def test_a_model_that_overflows_is_refused_with_what_to_do(answer: float) -> None:
-    with pytest.raises(SettingsError, match="fp16: choose precision fp32"):
+    with pytest.raises(ValueError, match="fp16: choose precision fp32"):
         ImageTower(Recorded(buckets=False, answer=answer), 8).warm_up(BatchSettings())
