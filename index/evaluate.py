@@ -122,6 +122,10 @@ def tuned(segment: Segment, target: float) -> Tuning:
     reached = Tuning(0, 0.0)
     holds = segment.kind.holds(segment.vectors)
     for effort in segment.kind.efforts(len(segment.rowids)):
+        if not view.approximates(segment.kind, view.size, NEIGHBOURS, effort):
+            # Every row is compared at this effort. Not for PQ, whose vectors may not fit in memory.
+            reached = replace(reached, effort=effort) if segment.kind.coded else reached
+            break
         found = view.search(queries, NEIGHBOURS, None, exact=False, effort=effort)
         reached = Tuning(effort, _recall(found, true), useless=not holds)
         if reached.recall >= target:

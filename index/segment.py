@@ -19,6 +19,8 @@ SPARE_ROWS = 4
 """Asked for beyond what should do, since of the nearest more than the usual share may not pass."""
 WIDER = 4
 """Times as many rows are looked at where too few of the nearest pass."""
+CANDIDATES_AT_ONCE = 2_000_000
+"""Of all queries of a part: some 50 MB."""
 EXACT_SHARE = 20
 """A search that wants more than one row in so many is exact: it is no slower then."""
 
@@ -27,6 +29,7 @@ EXACT_SHARE = 20
 class Tuning:
     """The smallest effort that reached the recall asked for, and recall@10 at it on sampled rows.
 
+    Where none did, the one at which every row is compared, with the most that the index itself found.
     An index that finds too little at any effort, or cannot keep the numbers, is `useless`, and not used.
     """
 
@@ -112,11 +115,12 @@ class SegmentView:
             return np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
         if segment.kind and not exact and not segment.useless:
             effort = min(effort or (segment.tuning.effort if segment.tuning else 0), self.size)
-            if self._approximates(segment.kind, survivors, limit, effort):
+            if self.approximates(segment.kind, survivors, limit, effort):
                 return self._approximate(segment.kind, queries, limit, positions, survivors, effort)
         return self._exact(queries, limit, positions)
 
-    def _approximates(self, kind: AnnKind, survivors: int, limit: int, effort: int) -> bool:
+    def approximates(self, kind: AnnKind, survivors: int, limit: int, effort: int) -> bool:
+        """Whether an index of this kind is searched, or every row compared because that is no slower."""
         # An approximate search has to look at size/survivors times as many rows to find as many that
         # pass; from where that costs more than comparing the survivors one by one, it is not used.
         count = limit * kind.oversample
@@ -161,6 +165,7 @@ class SegmentView:
         scores = np.empty((len(queries), limit), np.float32)
         rowids = np.empty((len(queries), limit), np.int64)
         left = np.arange(len(queries))  # those that too little was found for
+        enough = max(limit, min(wanted // 2, survivors))  # candidates, for the codes' own order says little
         most = float(survivors)
         while len(left):
             count, wide = int(wanted * width), int(effort * width)
@@ -169,12 +174,17 @@ class SegmentView:
                 scores[left], rowids[left] = self._exact(queries[left], limit, positions)
                 break
             count = min(count + spare, self.size)
-            found = candidates(segment.index, kind, queries[left], count, wide, segment.threads, selector)
-            if survivors < self.size:
-                found = _first(found, (found >= 0) & passing[found], wanted)
-            scores[left], rows = best_of(queries[left], segment.vectors, found, limit, segment.metric)
-            rowids[left] = segment.rowids[rows]
-            left = left[rows[:, -1] < 0]
+            short = []
+            at_once = max(1, CANDIDATES_AT_ONCE // count)
+            for start in range(0, len(left), at_once):
+                some = left[start : start + at_once]
+                found = candidates(segment.index, kind, queries[some], count, wide, segment.threads, selector)
+                if survivors < self.size:
+                    found = _first(found, (found >= 0) & passing[found], wanted)
+                scores[some], rows = best_of(queries[some], segment.vectors, found, limit, segment.metric)
+                rowids[some] = segment.rowids[rows]
+                short.append(some[found[:, enough - 1] < 0])
+            left = np.concatenate(short)
             width *= WIDER
             most = survivors / 2  # for what was looked for in vain comes on top
         return scores, rowids

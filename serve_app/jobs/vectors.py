@@ -122,6 +122,6 @@ class Table:
                     yield items, len(part) / file.metadata.num_rows
         except BadTable as error:
             problems[self.path] = str(error)
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
             place = f" from row {row} on" if row else ""
             problems[self.path] = f"cannot be read{place}: {' '.join(str(error).split())}"

@@ -67,6 +67,7 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
 
 
 def test_models(client: LocalClient, model_directories: dict[str, Path]) -> None:
+    assert client.get("/health/ready").status == 200  # so the gateway's own requests are over
     models = {m["id"]: m for m in client.get("/v1/models").json()["data"]}
     assert set(models) == {"clip", "news", "absent"}
     clip = models["clip"]
