@@ -11,7 +11,6 @@ network is all there is; benchmarks.cuda tells what the GPU gives without the en
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from benchmarks.engine import POOL, Speed, decode_ms, load, measure, works
 from benchmarks.payloads import HEIGHT, WIDTH, Photos, build_photos
 from configs.settings import Precision, Settings
+from configs.threads import cores
 
 CPU_BATCHES: Final = (1, 8, 32)
 CUDA_BATCHES: Final = (1, 32, 256)
@@ -86,8 +86,8 @@ def _list(value: str) -> list[str]:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cuda = torch.cuda.is_available()
-    cores = len(os.sched_getaffinity(0))
-    layouts = [f"1x{cores}"] if cuda or cores == 1 else [f"1x{cores}", f"{cores}x1"]
+    threads = cores()
+    layouts = [f"1x{threads}"] if cuda or threads == 1 else [f"1x{threads}", f"{threads}x1"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each kind, layout and batch size")
     parser.add_argument("--precisions", type=_list, default=["bf16", "fp32"])

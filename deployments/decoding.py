@@ -15,12 +15,10 @@ import numpy as np
 from configs.settings import PreprocessorSettings
 from configs.threads import threads_for
 from deployments.errors import NotReady, SightlineError
-from deployments.models.base import Pixels
+from deployments.models.base import THUMBNAIL_PX, Pixels
 from deployments.models.images import decode, decode_with_thumbnail
 from deployments.timing import StageTimes
 
-THUMBNAIL_PX: Final = 256
-THUMBNAIL_BYTES: Final = 3 * THUMBNAIL_PX**2  # no more than its pixels have
 _LOWEST_PRIORITY: Final = 19
 
 Result = TypeVar("Result")

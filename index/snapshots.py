@@ -31,11 +31,11 @@ BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 logger = logging.getLogger(__name__)
 
 
-class Damaged(Exception):  # noqa: N818
+class Damaged(Exception):  # noqa: N818 — named for the files, of which it tells
     """Files of a segment that can never be used, and why. The database, from which it is rebuilt, has all."""
 
 
-class Unreadable(Exception):  # noqa: N818
+class Unreadable(Exception):  # noqa: N818 — likewise
     """Files of a segment that cannot be read now and may be sound: too few descriptors, too little memory."""
 
 

@@ -32,13 +32,13 @@ class _Waiting(Generic[Item, Answer]):
     answer: "asyncio.Future[Answer]"
     since: float  # seconds of the performance counter
     call: "_Call | None" = None  # once it is out
+    waited_ms: float = 0.0  # until then
 
 
 @dataclass(eq=False)
 class _Call:
     task: "asyncio.Task[None]"
     callers: int  # who wait for it
-    left: float  # seconds of the performance counter
 
 
 @dataclass(eq=False)
@@ -121,9 +121,11 @@ class Joined(Generic[Key, Item, Answer]):
             loop = asyncio.get_running_loop()
             task = loop.create_task(self._send(key, together), context=Context())
             task.add_done_callback(partial(self._returned, key, group, together))
-            call = _Call(task, len(together), time.perf_counter())
+            call = _Call(task, len(together))
+            now = time.perf_counter()
             for waiting in together:
                 waiting.call = call
+                waiting.waited_ms = (now - waiting.since) * 1e3
         if not group.waiting and not group.out:
             self._groups.pop(key, None)
 
@@ -164,9 +166,8 @@ class Joined(Generic[Key, Item, Answer]):
         first = 0
         for waiting in together:
             last = first + len(waiting.items)
-            if not waiting.answer.done() and waiting.call is not None:
-                waited_ms = (waiting.call.left - waiting.since) * 1e3
-                waiting.answer.set_result(self._part(answer, first, last, waited_ms))
+            if not waiting.answer.done():
+                waiting.answer.set_result(self._part(answer, first, last, waiting.waited_ms))
             first = last
 
 

@@ -6,7 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.decoding import THUMBNAIL_BYTES, THUMBNAIL_PX
+from deployments.models.base import THUMBNAIL_BYTES, THUMBNAIL_PX
 from index.spec import IndexedKeys
 from serve_app.vectors import Vector
 

@@ -5,10 +5,8 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from deployments.decoding import THUMBNAIL_BYTES, THUMBNAIL_PX
 from deployments.errors import BadInput
-from deployments.models.base import Vectors
-from deployments.models.images import check_jpeg
+from deployments.models.base import THUMBNAIL_BYTES, THUMBNAIL_PX, Vectors
 from index.errors import BadItem, ModelMismatch
 from index.items import Item, content_id
 from serve_app.inference import Embedded
@@ -113,6 +111,9 @@ async def _thumbnails(gateway: "Gateway", name: str, given: Sequence[UpsertItem]
 
 
 def _thumbnail(text: str, place: int) -> bytes:
+    # Imported late: the gateway works without Pillow until a caller sends a thumbnail.
+    from deployments.models.images import check_jpeg
+
     try:
         content = b64decode(text, validate=True)
         if len(content) > THUMBNAIL_BYTES:

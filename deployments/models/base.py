@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from deployments.engines.protocol import Agreement
 Vectors = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Scores = Literal["softmax", "sigmoid", "none"]
+
+THUMBNAIL_PX: Final = 256  # of its longer side, at most
+THUMBNAIL_BYTES: Final = 3 * THUMBNAIL_PX**2  # no more than its pixels have
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from configs.files import real, whole
 from configs.settings import ClipSettings, SettingsError
+from configs.threads import cores
 from deployments.errors import SightlineError, cause_of
 from deployments.models.sources import ENCODER, resolve
 from deployments.ray_cluster import connected
@@ -237,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group("images")
     images.add_argument("--model", default=ClipSettings().source, help="as the server's `clip.source`")
     images.add_argument("--workers", type=whole(1), default=1, help="encoders, each a process")
-    images.add_argument("--cpus", type=real(0), default=len(os.sched_getaffinity(0)), help="of each worker")
+    images.add_argument("--cpus", type=real(0), default=cores(), help="of each worker")
     images.add_argument("--address", help="a running Ray cluster; without it one is started on this machine")
     images.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="of weights")
     vectors = parser.add_argument_group("vectors in Parquet files")

@@ -14,9 +14,8 @@ from pyarrow import fs
 
 from configs.settings import ClipSettings, LimitSettings
 from configs.threads import threads_for
-from deployments.decoding import THUMBNAIL_PX
 from deployments.errors import SightlineError
-from deployments.models.base import Pixels
+from deployments.models.base import THUMBNAIL_PX, Pixels
 from deployments.models.images import decode, decode_with_thumbnail
 from deployments.models.loading import load_encoder
 from deployments.models.sources import Source

@@ -1,6 +1,8 @@
 """How the application asks Ray for its replicas."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +56,12 @@ def test_a_head_on_the_image_tower_refuses_what_it_has_no_use_for(
     app.build_app({**args, "classifiers": {"dogs": {"source": str(head), "scale": {"cpus": 0.2}}}})
     with pytest.raises(SettingsError, match=f"image tower.*leave out .*{named}"):
         app.build_app({**args, "classifiers": {"dogs": {"source": str(head), **settings}}})
+
+
+def test_the_gateway_imports_no_pixels_no_faiss_and_no_engine() -> None:
+    heavy = {"PIL", "faiss", "openvino", "torch", "transformers"}
+    code = f"import sys, serve_app.gateway; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

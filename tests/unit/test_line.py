@@ -171,8 +171,7 @@ def test_what_was_asked_before_the_end_arrives_whole_however_large() -> None:
         # On an event loop of its own, as another process has.
         caller = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(ask(path, asked))))
         await asyncio.to_thread(asked.wait)
-        while not exchange._tasks:  # noqa: ASYNC110 — of a state that only tests wait for
-            await asyncio.sleep(0.001)
+        await until(lambda: exchange._tasks)
         await exchange.drained()
         assert await caller == size
 
