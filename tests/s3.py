@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import requests
 
 from tests.server import free_port
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "AWS_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-START_TIMEOUT_S = 60.0
 
 
 @contextmanager
@@ -32,14 +31,12 @@ def s3_server(*buckets: str) -> Iterator[str]:
 
     def answers() -> bool:
         assert process.poll() is None, "the S3 server ended"
-        return requests.get(f"{url}/moto-api/", timeout=5).ok
+        return requests.get(f"{url}/moto-api/", timeout=PATIENCE_S).ok
 
     try:
-        wait_until(
-            answers, within_s=START_TIMEOUT_S, what="the S3 server", despite=(requests.ConnectionError,)
-        )
+        wait_until(answers, what="the S3 server", despite=(requests.ConnectionError,))
         for bucket in buckets:
-            assert requests.put(f"{url}/{bucket}", timeout=5).status_code == 200
+            assert requests.put(f"{url}/{bucket}", timeout=PATIENCE_S).status_code == 200
         yield f"endpoint_override=127.0.0.1:{port}&scheme=http"
     finally:
         process.terminate()

@@ -19,7 +19,7 @@ from typing import Any
 import requests
 import yaml
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
@@ -28,8 +28,6 @@ LOOPBACK = {"worker_process_setup_hook": "serve_app.workers.listen_on_loopback"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None)
-START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 60.0
 FLOOD = 400  # single photos at a time, which are too many for the server `strained`
 
 
@@ -58,16 +56,16 @@ class Server:
         return "\n" + self.log.read_text(errors="replace")[-8000:]
 
     def post(self, path: str, **kwargs: Any) -> requests.Response:
-        return requests.post(self.url + path, timeout=60, **kwargs)
+        return requests.post(self.url + path, timeout=PATIENCE_S, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=60, **kwargs)
+        return requests.get(self.url + path, timeout=PATIENCE_S, **kwargs)
 
     def put(self, path: str, **kwargs: Any) -> requests.Response:
-        return requests.put(self.url + path, timeout=60, **kwargs)
+        return requests.put(self.url + path, timeout=PATIENCE_S, **kwargs)
 
     def delete(self, path: str, **kwargs: Any) -> requests.Response:
-        return requests.delete(self.url + path, timeout=60, **kwargs)
+        return requests.delete(self.url + path, timeout=PATIENCE_S, **kwargs)
 
 
 @contextmanager
@@ -162,11 +160,10 @@ def wait_until_ready(server: Server) -> None:
 
     def ready() -> bool:
         assert server.process.poll() is None, f"the server exited:{server.said_last()}"
-        return requests.get(f"{server.url}/health/ready", timeout=5).status_code == 200
+        return requests.get(f"{server.url}/health/ready", timeout=PATIENCE_S).status_code == 200
 
     wait_until(
         ready,
-        within_s=START_TIMEOUT_S,
         what="a server that is ready",
         despite=(requests.RequestException,),
         shown=server.said_last,
@@ -179,7 +176,7 @@ def stop(process: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIG
     if process.poll() is None:
         process.send_signal(number)
     try:
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

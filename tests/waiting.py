@@ -7,13 +7,12 @@ from typing import Any, TypeVar
 
 Seen = TypeVar("Seen")
 
-PATIENCE_S = 20  # far beyond any wait of a passing test; only a broken one reaches it
+PATIENCE_S = 300  # far beyond any wait of a passing test, on a slow machine too; half of pytest's own limit
 
 
 def wait_until(
     condition: Callable[[], Seen],
     *,
-    within_s: float,
     what: str,
     despite: tuple[type[Exception], ...] = (),
     shown: Callable[[], object] | None = None,
@@ -24,7 +23,7 @@ def wait_until(
     An error of `despite` counts as something false. When time is up, an AssertionError names `what` and tells
     what `shown` gives, or else what was seen last.
     """
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         seen: Seen | Exception
         try:
@@ -34,18 +33,16 @@ def wait_until(
         except despite as error:
             seen = error
         if time.monotonic() >= deadline:
-            raise AssertionError(_missed(what, within_s, shown() if shown else repr(seen)))
+            raise AssertionError(_missed(what, shown() if shown else repr(seen)))
         time.sleep(every_s)
 
 
-async def until(
-    condition: Callable[[], object], *, within_s: float = PATIENCE_S, what: str = "a condition"
-) -> None:
+async def until(condition: Callable[[], object], *, what: str = "a condition") -> None:
     """`wait_until` beside other tasks, and with looks a millisecond apart: what it waits for is near."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + PATIENCE_S
     while not (seen := condition()):
         if time.monotonic() >= deadline:
-            raise AssertionError(_missed(what, within_s, repr(seen)))
+            raise AssertionError(_missed(what, repr(seen)))
         await asyncio.sleep(0.001)
 
 
@@ -57,5 +54,5 @@ async def started(*calls: Coroutine[Any, Any, Seen]) -> list[asyncio.Task[Seen]]
     return tasks
 
 
-def _missed(what: str, within_s: float, last: object) -> str:
-    return f"waited {within_s:g} s for {what}; last seen: {last}"
+def _missed(what: str, last: object) -> str:
+    return f"waited {PATIENCE_S} s for {what}; last seen: {last}"

@@ -10,7 +10,7 @@ from tests.assets import CACHE
 from tests.photos import WORDS, encoded, jpeg, photos
 from tests.programs import started
 from tests.server import Server
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("pandas", reason="the jobs extra is not installed")
 pytest.importorskip("pyarrow", reason="the jobs extra is not installed")
@@ -48,13 +48,13 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Serve
         return stored(server)
 
     try:
-        wait_until(begun, within_s=120, what="stored photos", every_s=0.02)
+        wait_until(begun, what="stored photos", every_s=0.02)
     finally:
         first.kill()
-        first.communicate(timeout=60)
+        first.communicate(timeout=PATIENCE_S)
     before = stored(server)
     assert 0 < before < images
-    out, _ = start(tmp_path, server).communicate(timeout=120)
+    out, _ = start(tmp_path, server).communicate(timeout=PATIENCE_S)
     assert f"stored {images - before}, there already {before}, left out 2" in out
     assert "left out: cut.jpg: the JPEG image is truncated" in out
     assert "left out: note.txt: the data is not an image" in out
@@ -64,6 +64,6 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Serve
     cat = server.post(f"{PATH}/search", json={"text": "a cat", "limit": 1}).json()["results"][0]
     assert cat["metadata"]["path"].startswith(("chelsea", "zz-"))
     again = start(tmp_path, server)
-    out, _ = again.communicate(timeout=120)
+    out, _ = again.communicate(timeout=PATIENCE_S)
     assert f"stored 0, there already {images}, left out 2" in out
     assert again.returncode == 0

@@ -21,10 +21,9 @@ from serve_app import rehearsal
 from tests.assets import clip_directory, distilbert_directory
 from tests.photos import data_uri, jpeg
 from tests.server import LOOPBACK, ROOT, Server, free_port, running, stop
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 KEPT = "/v1/collections/kept"
-METRICS_WITHIN_S = 60.0  # Ray exports every ten seconds
 # Takes the server seconds.
 LONG = {"model": "news", "input": [f"{number} " + "some words " * 60 for number in range(64)]}
 
@@ -135,9 +134,7 @@ def wait_for_metric(port: int, what: str, found_in: Callable[[str], object]) -> 
         lines = re.findall(r"^ray_sightline.*$", metrics(port), re.M)
         return "\n".join(["", *(line for line in lines if "_bucket" not in line)])
 
-    wait_until(
-        lambda: found_in(metrics(port)), within_s=METRICS_WITHIN_S, what=what, shown=shown, every_s=0.5
-    )
+    wait_until(lambda: found_in(metrics(port)), what=what, shown=shown, every_s=0.5)
 
 
 def hang_up(server: Server) -> None:
@@ -154,7 +151,7 @@ def wait_until_at_work(server: Server) -> None:
     def pending() -> int:
         return int(server.get("/v1/models").json()["data"][0]["stats"]["results_pending"])
 
-    wait_until(pending, within_s=METRICS_WITHIN_S, what="work", every_s=0.02)  # it is over in seconds
+    wait_until(pending, what="work", every_s=0.02)  # it is over in seconds
 
 
 def cache_counts(text: str) -> dict[str, float]:
@@ -164,7 +161,7 @@ def cache_counts(text: str) -> dict[str, float]:
 
 
 def metrics(port: int) -> str:
-    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+    return requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
 
 
 @pytest.mark.parametrize(
@@ -178,7 +175,7 @@ def metrics(port: int) -> str:
 )
 def test_a_command_line_mistake_is_one_sentence(arguments: list[str], message: str) -> None:
     command = [sys.executable, "-m", "serve_app.cli", "serve", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 from tests.server import CACHE, ROOT, running
+from tests.waiting import PATIENCE_S
 from training.smoke import UNSEEN
 
 
 def test_from_a_csv_to_a_served_answer(tmp_path: Path) -> None:
     output = tmp_path / "models" / "messages"
     command = [sys.executable, "-m", "training.smoke", "--output", str(output), "--cache-dir", str(CACHE)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=150)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE_S)
     classifiers = {"messages": {"source": str(output)}}
     with running({"clip": {"source": "starter"}, "classifiers": classifiers}) as server:
         body = {"model": "messages", "input": list(UNSEEN), "top_k": 1}

@@ -14,9 +14,9 @@ import yaml
 
 from tests.assets import distilbert_directory
 from tests.server import LOOPBACK, Server, environment, free_port, running
+from tests.waiting import PATIENCE_S
 
 REQUESTS_PER_S = 20
-SWAPPED_WITHIN_S = 90.0
 
 # A cluster with the dashboard, which `serve deploy` talks to, and the application deployed on it.
 CLUSTER = """
@@ -66,7 +66,9 @@ def deploy(server: Server, dashboard: str, user_config: dict[str, Any]) -> None:
     document["applications"][0]["deployments"] = deployments
     config.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(config), "-a", dashboard]
-    subprocess.run(command, check=True, env=environment(server.directory), capture_output=True, timeout=60)
+    subprocess.run(
+        command, check=True, env=environment(server.directory), capture_output=True, timeout=PATIENCE_S
+    )
 
 
 class Outcomes:
@@ -81,12 +83,12 @@ class Outcomes:
 
     def wait_for(self, condition: Any) -> None:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: self.seen and condition(self.seen), SWAPPED_WITHIN_S)
+            assert self._arrived.wait_for(lambda: self.seen and condition(self.seen), PATIENCE_S)
 
     def _ask(self, server: Server) -> None:
         body = {"model": "news", "input": "the match was won"}
         try:
-            answer = requests.post(f"{server.url}/v1/classify", json=body, timeout=60)
+            answer = requests.post(f"{server.url}/v1/classify", json=body, timeout=PATIENCE_S)
             outcome = (answer.status_code, answer.json().get("version"))
         except requests.RequestException:
             outcome = (0, None)

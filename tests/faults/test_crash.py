@@ -20,7 +20,6 @@ CLIENTS = 3
 IDS_PER_CLIENT = 700
 DIMENSIONS = 16
 PATH = "/v1/collections/kept"
-BACK_WITHIN_S = 60.0
 WRITES_FOR_S = (0.2, 2.5)
 GONE = 0
 """The value of an id that is not stored; others are in the item's metadata and its vector."""
@@ -95,7 +94,7 @@ def write_and_kill(server: Server, clients: list[Client], after_s: float) -> Non
     def back() -> bool:
         return pid not in replicas(server, "VectorIndex") and server.get("/health/ready").status_code == 200
 
-    wait_until(back, within_s=BACK_WITHIN_S, what="the index", shown=server.said_last, every_s=0.1)
+    wait_until(back, what="the index", shown=server.said_last, every_s=0.1)
 
 
 def check(server: Server, clients: list[Client], what: str) -> None:

@@ -6,6 +6,7 @@ import requests
 
 from tests.photos import WORDS, jpeg, stamped
 from tests.server import Server
+from tests.waiting import PATIENCE_S
 
 CLIENTS = 32
 REQUESTS = 6  # of each client
@@ -25,7 +26,7 @@ def test_every_good_image_among_truncated_ones_is_answered(server: Server) -> No
                     f"{server.url}/v1/embeddings",
                     data=image if good else image[: len(image) // 3],
                     headers={"content-type": "image/jpeg"},
-                    timeout=60,
+                    timeout=PATIENCE_S,
                 )
                 outcomes.append((good, answer.status_code))
         return outcomes

@@ -10,6 +10,7 @@ import requests
 
 from tests.photos import data_uri, jpeg, stamped
 from tests.server import FLOOD, Server
+from tests.waiting import PATIENCE_S
 
 PHOTO = {"content-type": "image/jpeg"}
 
@@ -18,7 +19,7 @@ def test_a_flood_of_single_photos_is_shed_and_the_server_stays_ready(strained: S
     def post(number: int) -> tuple[requests.Response, float]:
         photo = stamped(jpeg("rocket"), number)  # else the gateway would answer all but the first itself
         began = time.perf_counter()
-        answer = requests.post(f"{strained.url}/v1/embeddings", data=photo, headers=PHOTO, timeout=120)
+        answer = requests.post(f"{strained.url}/v1/embeddings", data=photo, headers=PHOTO, timeout=PATIENCE_S)
         return answer, time.perf_counter() - began
 
     assert post(FLOOD)[0].status_code == 200  # and the photo is made, which takes longer than a flood

@@ -12,6 +12,8 @@ from urllib.parse import urlencode, urlsplit
 from ray import serve
 from ray.serve import Application
 
+from tests.waiting import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -83,7 +85,7 @@ class LocalClient:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Answer:
-        return self.submit(method, path, json_body, content, headers, params).result(timeout_s=120)
+        return self.submit(method, path, json_body, content, headers, params).result()
 
     def submit(
         self,
@@ -163,13 +165,13 @@ class _Pending:
     def cancel(self) -> None:
         self._response.cancel()
 
-    def end(self, timeout_s: float) -> list[dict[str, Any]]:
+    def end(self) -> list[dict[str, Any]]:
         """Wait for the end without expecting an answer; the messages there were."""
-        self._response.result(timeout_s=timeout_s)
+        self._response.result(timeout_s=PATIENCE_S)
         return self._messages
 
-    def result(self, timeout_s: float) -> Answer:
-        self._response.result(timeout_s=timeout_s)
+    def result(self) -> Answer:
+        self._response.result(timeout_s=PATIENCE_S)
         start = next(m for m in self._messages if m["type"] == "http.response.start")
         body = b"".join(m.get("body", b"") for m in self._messages if m["type"] == "http.response.body")
         headers = {k.decode(): v.decode() for k, v in start["headers"]}

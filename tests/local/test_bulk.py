@@ -170,7 +170,7 @@ def test_408_a_stream_that_stalls_keeps_what_it_has_stored(
     monkeypatch.setattr(bulk, "BATCH_ITEMS", 2)
     body = ndjson(*({"id": f"i{i}", "vector": [1, i, 0]} for i in range(3)))
     pending = client.submit("POST", f"{raw}/items", content=body, headers=LINES, stalls=True)
-    error = error_of(pending.result(timeout_s=20), 408, "timeout")
+    error = error_of(pending.result(), 408, "timeout")
     assert "The 2 items up to line 2 are stored" in error["message"]
     assert client.get(raw).json()["count"] == 2
 

@@ -153,12 +153,12 @@ def nothing_left_to_hold(client: LocalClient) -> Iterator[None]:
         return float(client.get("/v1/models").json()["data"][0]["stats"]["queue_fraction"])
 
     try:
-        wait_until(lambda: load() >= 1, within_s=60, what="uploads that hold everything", shown=load)
+        wait_until(lambda: load() >= 1, what="uploads that hold everything", shown=load)
         yield
     finally:
         for upload in uploads:
             upload.cancel()
-        wait_until(lambda: load() < 1, within_s=60, what="the uploads' end", shown=load)
+        wait_until(lambda: load() < 1, what="the uploads' end", shown=load)
 
 
 def test_429_bodies_that_are_held_are_bounded_together(client: LocalClient) -> None:

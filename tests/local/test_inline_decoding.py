@@ -1,5 +1,6 @@
 """Images decoded by the encoder's replica itself, as on a small machine: the same answers, one part less."""
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ def test_thumbnails_are_made(inline: LocalClient) -> None:
     assert inline.put(path, json_body={"thumbnails": True}).status == 200
     image = {"content-type": "image/jpeg"}
     assert inline.put(f"{path}/items/cat", content=jpeg("chelsea"), headers=image).status == 200
-    assert inline.get(f"{path}/items/cat/thumbnail").content[:2] == b"\xff\xd8"
+    small = inline.get(f"{path}/items/cat/thumbnail").content
+    assert small[:2] == b"\xff\xd8"
+    own = {"id": "own", "vector": [1.0] * 16, "thumbnail": b64encode(small).decode()}
+    cut = {"id": "cut", "vector": [1.0] * 16, "thumbnail": b64encode(small[: len(small) // 2]).decode()}
+    answer = inline.post(f"{path}/items", json_body={"items": [own, cut]})
+    assert (answer.status, answer.json()["error"]["param"]) == (422, "items[1]")
+    assert inline.post(f"{path}/items", json_body={"items": [own]}).status == 200
+    assert inline.get(f"{path}/items/own/thumbnail").content == small
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from serve_app.app import build_app
 from tests.assets import calibration_directory
 from tests.local.client import LocalClient
 from tests.photos import data_uri, jpeg
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def start(app_args: dict[str, Any], data: Path, name: str, **settings: Any) -> LocalClient:
@@ -62,7 +62,7 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
     assert hasty.get("/health/ready").json()["status"] == "ready"
     assert not answers
     go.set()
-    asked.join(timeout=60)
+    asked.join(timeout=PATIENCE_S)
     assert answers[0].json()["status"] == "ready"
 
 
@@ -226,7 +226,7 @@ def test_a_caller_who_hangs_up_leaves_the_others_alone(client: LocalClient) -> N
     pending = [client.submit("POST", "/v1/embeddings", body) for _ in range(8)]
     for request in pending[::2]:
         request.cancel()
-    assert [request.result(60).status for request in pending[1::2]] == [200] * 4
+    assert [request.result().status for request in pending[1::2]] == [200] * 4
     assert client.get("/health/ready").status == 200
     assert_nothing_in_flight(client)
 
@@ -236,7 +236,7 @@ def test_499_a_caller_who_goes_in_the_middle_of_the_body(
 ) -> None:
     headers = {"content-type": "image/jpeg", "content-length": "1000"}
     gone = client.submit("POST", "/v1/embeddings", headers=headers, hangs_up=True)
-    assert gone.end(60) == []
+    assert gone.end() == []
     assert_nothing_in_flight(client)
     assert not [record for record in caplog.records if record.exc_info]
 
@@ -247,7 +247,7 @@ def assert_nothing_in_flight(client: LocalClient) -> None:
     def queued() -> int:
         return int(client.get("/v1/models/clip").json()["stats"]["queue_absolute"])
 
-    wait_until(lambda: not queued(), within_s=10, what="an empty queue", shown=queued)
+    wait_until(lambda: not queued(), what="an empty queue", shown=queued)
 
 
 def test_a_model_answers_to_what_it_was_loaded_from_and_to_nothing_it_is_not(

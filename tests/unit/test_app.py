@@ -11,6 +11,7 @@ import pytest
 from configs.settings import ModelScaleSettings, ScaleSettings, SettingsError
 from deployments.models.directories import IMAGE_HEAD
 from serve_app import app
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(("gpus", "hidden"), [(0, True), (0.5, False)])
@@ -62,6 +63,6 @@ def test_the_gateway_imports_no_pixels_no_faiss_and_no_engine() -> None:
     heavy = {"PIL", "faiss", "openvino", "torch", "transformers"}
     code = f"import sys, serve_app.gateway; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr

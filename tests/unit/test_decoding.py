@@ -13,6 +13,7 @@ from deployments.decoding import Decoder
 from deployments.errors import NotReady
 from deployments.models import images
 from tests.photos import jpeg
+from tests.waiting import PATIENCE_S
 
 
 def test_they_run_behind_everybody_else() -> None:
@@ -31,7 +32,7 @@ def test_a_decode_that_does_not_end_is_no_health(monkeypatch: pytest.MonkeyPatch
 
     def stalled(data: bytes, size: int, max_pixels: int) -> Any:
         begun.set()
-        assert end.wait(60)
+        assert end.wait(PATIENCE_S)
         return images.decode(data, size, max_pixels)
 
     monkeypatch.setattr(decoding, "decode", stalled)

@@ -15,6 +15,7 @@ from configs.settings import LimitSettings
 from serve_app.ingress import WATCHED_AFTER_S, Ingress
 from serve_app.limits import Admissions
 from serve_app.middleware import RequestContext, request_id_of
+from tests.waiting import PATIENCE_S
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "root_path": "", "headers": []}
 BODY = {"type": "http.request", "body": b"all", "more_body": False}
@@ -132,7 +133,7 @@ def test_who_goes_away_after_the_body_cancels_the_work_and_leaves_nothing(
         await asyncio.sleep(2 * WATCHED_AFTER_S)
         assert not handling.done()
         server.end()
-        await asyncio.wait({handling}, timeout=5)
+        await asyncio.wait({handling}, timeout=PATIENCE_S)
         assert handling.result() is None  # as if it had answered: there is nobody to tell
         assert cancelled == [method]
         assert server.sent == []
@@ -177,7 +178,7 @@ def test_who_goes_away_in_the_middle_of_the_body_is_told_of_by_receive() -> None
             server.arrives(part)
         await asyncio.sleep(0)
         server.end()
-        await asyncio.wait({handling}, timeout=5)
+        await asyncio.wait({handling}, timeout=PATIENCE_S)
         assert received == [part] * 3 + [{"type": "http.disconnect"}]  # nobody else took any of it
 
     asyncio.run(main())

@@ -7,6 +7,7 @@ import pytest
 
 from deployments.errors import Overloaded
 from serve_app.limits import AHEAD_BYTES, FEW_BYTES, HoldsTooMuch, Memory, hold, hold_in_turn
+from tests.waiting import PATIENCE_S
 
 MiB = 1024 * 1024
 
@@ -28,7 +29,7 @@ def test_streams_that_come_together_all_come_to_an_end() -> None:
     async def scenario() -> None:
         await asyncio.gather(*(asyncio.create_task(stream(), context=Context()) for _ in range(20)))
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
     assert memory.held == 0
     assert most <= 8 * MiB // AHEAD_BYTES * 6 * MiB  # of 20 at a time four
 
@@ -43,7 +44,7 @@ def test_one_that_is_alone_holds_what_it_needs_in_whatever_parts() -> None:
             assert memory.held == FEW_BYTES + 1
         assert memory.held == 0
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
 
 
 def test_what_is_held_ends_with_its_block_whatever_happens() -> None:

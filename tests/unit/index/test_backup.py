@@ -21,6 +21,7 @@ from index.locations import Location
 from index.restore import manifests, restore, restore_all
 from index.spec import CollectionSpec
 from index.store import FILE_NAME
+from tests.waiting import PATIENCE_S
 
 DIMENSIONS = 16
 NEVER = threading.Event()
@@ -396,7 +397,7 @@ def test_each_copy_is_one_committed_state_while_writes_go_on(
         for number in range(5):
             wrote.clear()
             snapshot(catalog, "filled", Location(place.base, (str(number),)))
-            assert wrote.wait(30), "writes waited for the snapshot"
+            assert wrote.wait(PATIENCE_S), "writes waited for the snapshot"
     finally:
         stop.set()
         writer.join()

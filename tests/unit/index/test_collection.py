@@ -24,6 +24,7 @@ from index.items import Hit, Include, Item
 from index.spec import CollectionSpec
 from index.store import Reader
 from index.view import View
+from tests.waiting import PATIENCE_S
 
 ALL: Include = frozenset({"metadata", "vector", "thumbnail"})
 
@@ -419,7 +420,7 @@ def test_of_two_first_writes_by_different_models_one_is_refused(
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(PATIENCE_S)
     assert sorted(type(outcome) is ModelMismatch for outcome in outcomes) == [False, True]
     assert collection.info().count == 1
 
@@ -433,6 +434,6 @@ def after_both_asked(check: Any) -> Any:
         check(spec, fingerprint)
         if not hasattr(looks, "before"):
             looks.before = True
-            both.wait(60)
+            both.wait(PATIENCE_S)
 
     return checked

@@ -12,7 +12,7 @@ from index.commits import Change, GroupCommit
 from index.errors import BadItem, IndexUnavailable
 from index.spec import CollectionSpec
 from index.store import Row, Store, Writer
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Counted(Store):
@@ -28,7 +28,7 @@ class Counted(Store):
         self.transactions += 1
         with super().transaction() as writer:
             self.begun.set()
-            assert self.go.wait(60)
+            assert self.go.wait(PATIENCE_S)
             yield writer
 
 
@@ -61,13 +61,13 @@ def together(commits: GroupCommit, store: Counted, ids: list[str]) -> list[Any]:
 
     threads = [threading.Thread(target=run, args=(id,)) for id in ["first", *ids]]
     threads[0].start()
-    assert store.begun.wait(60)
+    assert store.begun.wait(PATIENCE_S)
     for thread in threads[1:]:
         thread.start()
-    wait_until(lambda: len(commits._waiting) == len(ids), within_s=60, what="writes that wait", every_s=0.001)
+    wait_until(lambda: len(commits._waiting) == len(ids), what="writes that wait", every_s=0.001)
     store.go.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     return [outcomes[id] for id in ids]
 
 

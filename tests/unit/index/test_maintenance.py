@@ -12,6 +12,7 @@ from index.maintenance import Maintenance, Work, due
 from index.segment import Segment, SegmentView
 from index.spec import Kind
 from index.view import View
+from tests.waiting import PATIENCE_S
 
 MANY = AUTO[0][0]
 
@@ -88,6 +89,6 @@ def test_a_collection_with_ever_more_to_do_leaves_the_others_their_turn() -> Non
 
     both: Any = [Busy("a"), Busy("b")]
     maintenance = Maintenance(lambda: both)
-    assert turn.wait(30)
+    assert turn.wait(PATIENCE_S)
     maintenance.stop()
     assert done[:6] == ["a", "b"] * 3

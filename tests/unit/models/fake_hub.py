@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.waiting import PATIENCE_S
+
 
 class FakeHub:
     """`revisions` maps a model and a revision to a directory; `requests` lists the paths asked for."""
@@ -81,7 +83,7 @@ def serve() -> Iterator[FakeHub]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            hub.open.wait(20)
+            hub.open.wait(PATIENCE_S)
             status, headers, body = hub.answer(self.path)
             self.send_response(status)
             for name, value in headers.items():

@@ -17,6 +17,7 @@ from deployments.engines.torch import TorchEngine
 from deployments.models.networks.clip import ImageNetwork, TextNetwork
 from deployments.models.networks.distilbert import LogitsNetwork
 from tests.unit.models import small
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -165,7 +166,7 @@ for _ in range(2):
     except ModelLost:
         print("lost")
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert told.stdout.splitlines().count("lost") == 2, told.stderr
 
 

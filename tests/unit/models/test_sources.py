@@ -217,7 +217,7 @@ def test_a_silent_hub_delays_the_start_by_seconds_only(hub: FakeHub, tmp_path: P
     began = time.monotonic()
     source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
     assert source.kind == "starter"
-    assert 2.5 < time.monotonic() - began < 5
+    assert 2.5 < time.monotonic() - began < 30  # without a limit it would be minutes
 
 
 def test_a_hub_id_by_name_does_not_fall_back(hub: FakeHub, tmp_path: Path) -> None:

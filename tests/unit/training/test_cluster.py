@@ -11,7 +11,7 @@ import pytest
 
 from tests.programs import started
 from tests.unit.training.tiny import tiny_job
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("pandas", reason="the train extra is not installed")
 pytest.importorskip("pyarrow", reason="the train extra is not installed")
@@ -26,7 +26,7 @@ def start(module: str, *arguments: object) -> "subprocess.Popen[str]":
 
 def output_of(process: "subprocess.Popen[str]") -> str:
     try:
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=PATIENCE_S)
     finally:
         process.terminate()
     assert process.returncode == 0, out
@@ -61,7 +61,7 @@ def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> N
         assert process.poll() is None, output_of(process)
         return checkpoint.exists()
 
-    wait_until(begun, within_s=240, what="a checkpoint", every_s=0.01)  # before the run is over
+    wait_until(begun, what="a checkpoint", every_s=0.01)  # before the run is over
     workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
     assert len(workers) == 2
     for worker in workers:  # which asked for no GPU

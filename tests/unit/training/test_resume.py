@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.server import ROOT
 from tests.unit.training.tiny import tiny_job
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 EPOCHS = 4
 
@@ -32,13 +32,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
         assert killed.poll() is None
         return checkpoint.exists()
 
-    wait_until(begun, within_s=120, what="a checkpoint", every_s=0.002)  # before the run is over
+    wait_until(begun, what="a checkpoint", every_s=0.002)  # before the run is over
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait(30) == -signal.SIGKILL, "the run was over before it could be killed"
+    assert killed.wait(PATIENCE_S) == -signal.SIGKILL, "the run was over before it could be killed"
     assert not (tmp_path / "killed" / "1").exists()
 
-    assert start(tmp_path, tmp_path / "killed", "--resume").wait(120) == 0
-    assert whole.wait(120) == 0
+    assert start(tmp_path, tmp_path / "killed", "--resume").wait(PATIENCE_S) == 0
+    assert whole.wait(PATIENCE_S) == 0
     expected = load_file(tmp_path / "whole" / "1" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "1" / "model.safetensors")
     assert expected.keys() == resumed.keys()
