@@ -31,7 +31,7 @@ class ClipEncoder(OnLine):
         self._info = encoder.info
         self._image = ServedModel(f"{settings.name}-image", encoder.image, settings.image_batch)
         self._text = ServedModel(f"{settings.name}-text", encoder.text, settings.batch)
-        self._answer_on_line(self.embed_images, self.embed_encoded, self.embed_texts)
+        self._answer_on_line(self.embed_images, self.embed_encoded, self.embed_texts, self.check_thumbnails)
 
     async def embed_images(self, pixels: Pixels) -> tuple[Vectors, str, list[int], StageTimes]:
         """uint8[n, size, size, 3] to L2-normalised float32[n, dimensions], the fingerprint of what made
@@ -57,6 +57,10 @@ class ClipEncoder(OnLine):
         """n texts likewise. Raises BadInput."""
         served = await self._text(texts)
         return np.stack(served.outputs), self._info.fingerprint, served.lengths, served.times
+
+    async def check_thumbnails(self, thumbnails: Sequence[bytes]) -> None:
+        """As the decoder does. Raises BadInput."""
+        await self._decoder.check_thumbnails(thumbnails)
 
     async def info(self) -> ModelInfo:
         """What is loaded; raises when it cannot answer requests."""

@@ -16,7 +16,7 @@ from configs.settings import PreprocessorSettings
 from configs.threads import threads_for
 from deployments.errors import NotReady, SightlineError
 from deployments.models.base import THUMBNAIL_PX, Pixels
-from deployments.models.images import decode, decode_with_thumbnail
+from deployments.models.images import check_jpeg, decode, decode_with_thumbnail
 from deployments.timing import StageTimes
 
 _LOWEST_PRIORITY: Final = 19
@@ -65,6 +65,11 @@ class Decoder:
         else:
             pixels = await self._each(images, lambda data: decode(data, size, self._max_pixels))
         return np.stack(pixels), small, StageTimes(preprocess=(time.perf_counter() - start) * 1e3)
+
+    async def check_thumbnails(self, thumbnails: Sequence[bytes]) -> None:
+        """Raises BadInput, pointing at the first that is no whole JPEG or has a side of more than
+        THUMBNAIL_PX."""
+        await self._each(thumbnails, lambda data: check_jpeg(data, THUMBNAIL_PX))
 
     async def _each(self, images: Sequence[bytes], work: Callable[[bytes], Result]) -> list[Result]:
         loop = asyncio.get_running_loop()

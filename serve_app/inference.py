@@ -370,6 +370,13 @@ class Inference:
         rows = Rows(*await self._call(self.encoder_name, "embed_images", pixels))
         return replace(rows, times=decoding.then(rows.times), thumbnails=small)
 
+    async def check_thumbnails(self, thumbnails: Sequence[bytes]) -> None:
+        """Has them looked at where images are decoded. Raises BadInput, with `index` the place."""
+        if self._preprocessor is None:
+            await self._call(self.encoder_name, "check_thumbnails", thumbnails)
+        else:
+            await call(self._preprocessor, "check_thumbnails", thumbnails)
+
     async def _call(self, name: str, method: str, *args: Any) -> Any:
         if (direct := self._direct.get(name)) is not None:
             return await direct.call(method, *args)

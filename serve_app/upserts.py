@@ -107,23 +107,29 @@ async def _thumbnails(gateway: "Gateway", name: str, given: Sequence[UpsertItem]
     def read() -> dict[int, bytes]:
         return {place: _thumbnail(text, place) for place, text in texts.items()}
 
-    return await asyncio.to_thread(read) if texts else {}
+    if not texts:
+        return {}
+    thumbnails = await asyncio.to_thread(read)
+    try:
+        await gateway.inference.check_thumbnails(list(thumbnails.values()))
+    except BadInput as error:
+        raise _no_thumbnail(error, list(thumbnails)[error.index or 0]) from None
+    return thumbnails
 
 
 def _thumbnail(text: str, place: int) -> bytes:
-    # Imported late: the gateway works without Pillow until a caller sends a thumbnail.
-    from deployments.models.images import check_jpeg
-
     try:
         content = b64decode(text, validate=True)
-        if len(content) > THUMBNAIL_BYTES:
-            raise BadInput(f"it has {len(content)} bytes")
-        check_jpeg(content, THUMBNAIL_PX)
-    except (BadInput, ValueError) as error:
-        accepted = f"{THUMBNAIL_PX} by {THUMBNAIL_PX} pixels and {THUMBNAIL_BYTES} bytes"
-        message = f"a thumbnail is base64 of a JPEG of at most {accepted}; {error}"
-        raise BadItem(message, place) from None
+    except ValueError as error:
+        raise _no_thumbnail(error, place) from None
+    if len(content) > THUMBNAIL_BYTES:
+        raise _no_thumbnail(f"it has {len(content)} bytes", place)
     return content
+
+
+def _no_thumbnail(reason: object, place: int) -> BadItem:
+    accepted = f"{THUMBNAIL_PX} by {THUMBNAIL_PX} pixels and {THUMBNAIL_BYTES} bytes"
+    return BadItem(f"a thumbnail is base64 of a JPEG of at most {accepted}; {reason}", place)
 
 
 def _input(item: UpsertItem) -> TextInput | ImageInput:
