@@ -21,6 +21,7 @@ SHARING = {
 """The files whose tests share a server, by its fixture."""
 
 _RUNNING = pytest.StashKey[dict[str, tuple[ExitStack, Server]]]()
+_FAILED = pytest.StashKey[dict[str, Exception]]()
 
 
 def _file(nodeid: str) -> str:
@@ -64,11 +65,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _running(config: pytest.Config, name: str, args: dict[str, Any]) -> Server:
-    servers = config.stash.setdefault(_RUNNING, {})
+    servers, failed = config.stash.setdefault(_RUNNING, {}), config.stash.setdefault(_FAILED, {})
+    if name in failed:  # it would again, after minutes
+        raise failed[name]
     if name not in servers:
         stack = ExitStack()
         config.add_cleanup(stack.close)
-        servers[name] = stack, stack.enter_context(running(args))
+        try:
+            servers[name] = stack, stack.enter_context(running(args))
+        except Exception as error:
+            failed[name] = error
+            raise
     return servers[name][1]
 
 
@@ -76,8 +83,7 @@ def _running(config: pytest.Config, name: str, args: dict[str, Any]) -> Server:
 def server(pytestconfig: pytest.Config) -> Server:
     """The one of most tests that go over HTTP, with the starter models."""
     classifiers = {"news": {"source": "starter"}}
-    limits = {"max_wait_s": 60}  # a machine that is busy with other tests is no overload
-    args = {"clip": {"source": "starter"}, "classifiers": classifiers, "limits": limits}
+    args = {"clip": {"source": "starter"}, "classifiers": classifiers}
     return _running(pytestconfig, "server", args)
 
 

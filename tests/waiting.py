@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 Seen = TypeVar("Seen")
 
-PATIENCE_S = 300  # far beyond any wait of a passing test, on a slow machine too; half of pytest's own limit
+PATIENCE_S = 300  # far beyond any wait of a passing test, on a slow machine too
 
 
 def wait_until(

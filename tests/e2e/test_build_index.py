@@ -1,6 +1,8 @@
 """The offline job as a person runs it: a folder of photos into a running server, killed and run again."""
 
+import re
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,9 @@ import pytest
 
 from tests.assets import CACHE
 from tests.photos import WORDS, encoded, jpeg, photos
-from tests.programs import started
+from tests.programs import said, started
 from tests.server import Server
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import wait_until
 
 pytest.importorskip("pandas", reason="the jobs extra is not installed")
 pytest.importorskip("pyarrow", reason="the jobs extra is not installed")
@@ -19,7 +21,7 @@ CROPS = 250
 PATH = "/v1/collections/job"
 
 
-def start(folder: Path, server: Server) -> "subprocess.Popen[str]":
+def start(folder: Path, server: Server) -> AbstractContextManager["subprocess.Popen[str]"]:
     model = ["--model", "starter", "--cache-dir", CACHE]
     return started("serve_app.jobs.build_index", folder, "job", "--url", server.url, *model)
 
@@ -29,7 +31,7 @@ def stored(server: Server) -> int:
     return int(answer.json()["count"]) if answer.status_code == 200 else 0
 
 
-def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Server, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     for name in WORDS:
         (tmp_path / f"{name}.jpg").write_bytes(jpeg(name))
     rng = np.random.default_rng(0)
@@ -41,21 +43,21 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Serve
     (tmp_path / "cut.jpg").write_bytes(jpeg("coffee")[:3000])
     (tmp_path / "note.txt").write_text("not an image")
     images = len(WORDS) + CROPS
-    first = start(tmp_path, server)
+    with start(tmp_path, server) as killed:
 
-    def begun() -> int:
-        assert first.poll() is None, first.communicate()[0]
-        return stored(server)
+        def begun() -> int:
+            assert killed.poll() is None, said(killed)
+            return stored(server)
 
-    try:
         wait_until(begun, what="stored photos", every_s=0.02)
-    finally:
-        first.kill()
-        first.communicate(timeout=PATIENCE_S)
-    before = stored(server)
-    assert 0 < before < images
-    out, _ = start(tmp_path, server).communicate(timeout=PATIENCE_S)
-    assert f"stored {images - before}, there already {before}, left out 2" in out
+        killed.kill()
+    with start(tmp_path, server) as again:
+        out = said(again)
+    assert again.returncode == 0
+    (done,) = re.findall(r"stored (\d+), there already (\d+), left out 2", out)
+    new, there = map(int, done)
+    assert new + there == images
+    assert 0 < there < images
     assert "left out: cut.jpg: the JPEG image is truncated" in out
     assert "left out: note.txt: the data is not an image" in out
     assert stored(server) == images
@@ -63,7 +65,3 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(server: Serve
     assert hit["metadata"] == {"path": "rocket.jpg", "size": len(jpeg("rocket"))}
     cat = server.post(f"{PATH}/search", json={"text": "a cat", "limit": 1}).json()["results"][0]
     assert cat["metadata"]["path"].startswith(("chelsea", "zz-"))
-    again = start(tmp_path, server)
-    out, _ = again.communicate(timeout=PATIENCE_S)
-    assert f"stored 0, there already {images}, left out 2" in out
-    assert again.returncode == 0

@@ -12,11 +12,12 @@ import pytest
 import requests
 import yaml
 
-from tests.assets import distilbert_directory
+from tests.assets import clip_directory, distilbert_directory
 from tests.server import LOOPBACK, Server, environment, free_port, running
 from tests.waiting import PATIENCE_S
 
 REQUESTS_PER_S = 20
+MOST_PENDING = 64
 
 # A cluster with the dashboard, which `serve deploy` talks to, and the application deployed on it.
 CLUSTER = """
@@ -39,12 +40,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_swap_under_load_fails_no_request(model: Path) -> None:
+def test_a_swap_under_load_fails_no_request(model: Path, tmp_path: Path) -> None:
     port = free_port()
     dashboard = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", CLUSTER % (port, LOOPBACK, dashboard)]
     news = {"source": str(model), "precision": "fp32", "versions": {"version": "1"}}
-    with running({"clip": {"source": "starter"}, "classifiers": {"news": news}}, command) as server:
+    clip = {"source": str(clip_directory(tmp_path / "clip")), "precision": "fp32"}
+    with running({"clip": clip, "classifiers": {"news": news}}, command) as server:
         outcomes = Outcomes()
         with ThreadPoolExecutor(32) as clients, outcomes.load(server, clients):
             outcomes.wait_for(lambda seen: len(seen) >= 2 * REQUESTS_PER_S)
@@ -77,9 +79,14 @@ class Outcomes:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str | None]] = []
         self._arrived = threading.Condition()
+        self._room = threading.Semaphore(MOST_PENDING)
 
     def load(self, server: Server, clients: ThreadPoolExecutor) -> "_Load":
-        return _Load(lambda: clients.submit(self._ask, server))
+        def ask() -> None:
+            if self._room.acquire(blocking=False):
+                clients.submit(self._ask, server)
+
+        return _Load(ask)
 
     def wait_for(self, condition: Any) -> None:
         with self._arrived:
@@ -95,6 +102,7 @@ class Outcomes:
         with self._arrived:
             self.seen.append(outcome)
             self._arrived.notify_all()
+        self._room.release()
 
 
 class _Load:

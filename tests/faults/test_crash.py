@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import requests
 
 from tests.server import Server, replicas
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 ROUNDS = int(os.environ.get("ROUNDS", "2"))
 CLIENTS = 3
@@ -49,7 +49,7 @@ class Client:
                 if value != GONE:
                     route, asked = "/items", {"items": [item(id, value) for id in ids]}
                 try:
-                    answer = session.post(self.server.url + PATH + route, json=asked, timeout=10)
+                    answer = session.post(self.server.url + PATH + route, json=asked, timeout=PATIENCE_S)
                 except requests.RequestException:
                     return  # whether it was done is not known
                 if answer.status_code != 200:
@@ -85,6 +85,8 @@ def write_and_kill(server: Server, clients: list[Client], after_s: float) -> Non
     threads = [threading.Thread(target=client.write_until, args=(stop,)) for client in clients]
     for thread in threads:
         thread.start()
+    before = [client.acknowledged for client in clients]
+    wait_until(lambda: all(c.acknowledged > n for c, n in zip(clients, before, strict=True)), what="writes")
     time.sleep(after_s)  # the moment is what this test is about
     os.kill(pid, signal.SIGKILL)
     stop.set()

@@ -31,7 +31,6 @@ def growing() -> Iterator[Server]:
         "classifiers": {"news": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": MANY}}},
         "preprocessor": {"placement": "pool", "scale": {"replicas": 2}},
         "gateway": {"scale": {"replicas": 2}},
-        "limits": {"max_wait_s": 60},
     }
     with running(settings) as started:
         yield started

@@ -9,9 +9,9 @@ from tests.server import Server
 
 WARM_UP_S = 10.0  # allocators and kernels for the shapes of this traffic
 WATCHED_S = 180.0
-RATE = 10.0  # requests a second: far below what two cores do, the rest is for the tests that run beside it
-# A leak of every decoded photo would show as 560 MiB; what quiet traffic shows is below 100 MiB.
-BOUND_MIB = 280.0
+RATE = 5.0  # requests a second: far below what two cores do, the rest is for the tests that run beside it
+# A leak of every decoded photo would show as 280 MiB; what quiet traffic shows is below 100 MiB.
+BOUND_MIB = 180.0
 
 
 def test_mixed_load_leaves_memory_where_it_was(server: Server) -> None:
@@ -22,4 +22,4 @@ def test_mixed_load_leaves_memory_where_it_was(server: Server) -> None:
     finally:
         server.delete("/v1/collections/bench").raise_for_status()
     assert not result.problems, soak.report(result)
-    assert result.load.answers_per_s >= 0.8 * RATE, soak.report(result)  # those that came in time
+    assert result.load.answers_per_s >= 0.5 * RATE, soak.report(result)  # those that came in time

@@ -1,6 +1,7 @@
 """A model that hangs makes its replica unhealthy, and Serve replaces it."""
 
-import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import requests
@@ -14,18 +15,23 @@ def test_a_hung_forward_gets_its_replica_replaced() -> None:
     with running({}, command=[*SERVE_RUN, "CONFIG"], import_path=app) as server:
         first = server.get("/", params={"x": "21"}).json()
         assert first["outputs"] == [42]
-        with contextlib.suppress(requests.RequestException):  # nobody answers it
-            requests.get(server.url, params={"x": "-1"}, timeout=1)
 
-        def answer() -> Any:
-            response = requests.get(server.url, params={"x": "21"}, timeout=2)
-            return response.json() if response.status_code == 200 else None
+        def hang() -> None:
+            with suppress(requests.RequestException):  # nobody answers it
+                server.get("/", params={"x": "-1"})
 
-        answered = wait_until(
-            answer,
-            what="an answer of its successor",
-            despite=(requests.RequestException,),
-            every_s=0.1,
-        )
-        assert answered["outputs"] == [42]
-        assert answered["pid"] != first["pid"]
+        def answered() -> Any:
+            response = requests.get(server.url, params={"x": "21"}, timeout=5)
+            if response.status_code != 200 or response.json()["pid"] == first["pid"]:
+                return None
+            return response.json()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(hang)
+            answer = wait_until(
+                answered,
+                what="an answer of its successor",
+                despite=(requests.RequestException,),
+                every_s=0.1,
+            )
+        assert answer["outputs"] == [42]

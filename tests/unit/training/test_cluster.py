@@ -4,31 +4,29 @@ import csv
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.programs import started
+from tests.programs import said, started
 from tests.unit.training.tiny import tiny_job
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import wait_until
 
 pytest.importorskip("pandas", reason="the train extra is not installed")
 pytest.importorskip("pyarrow", reason="the train extra is not installed")
 
 
-LOCAL_CPUS = "training.search.local_cpus=2"
+# One after the other: what is stopped early depends on the order in which trials report.
+SEARCH = ("--set", "training.search.local_cpus=2", "--set", "training.search.trials_at_once=1")
 
 
-def start(module: str, *arguments: object) -> "subprocess.Popen[str]":
+def start(module: str, *arguments: object) -> AbstractContextManager["subprocess.Popen[str]"]:
     return started(module, *arguments, OMP_NUM_THREADS="1")
 
 
 def output_of(process: "subprocess.Popen[str]") -> str:
-    try:
-        out, _ = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.terminate()
+    out = said(process)
     assert process.returncode == 0, out
     return out
 
@@ -54,20 +52,20 @@ def test_two_workers_publish_one_model_though_one_is_killed(tmp_path: Path) -> N
     config.write_text("applications: [{args: {training: {workers: 2, restarts: 0}}}]")
     given = ["--csv", job.csv, "--base", job.base, "--output", job.output]
     given += ["--config", config, "--set", "training.restarts=1"]
-    process = start("training.cluster", *given, "--epochs", 4, "--batch-size", 4, "--patience", 4)
     checkpoint = job.output / ".checkpoint" / "checkpoint.safetensors"
+    with start("training.cluster", *given, "--epochs", 4, "--batch-size", 4, "--patience", 4) as process:
 
-    def begun() -> bool:
-        assert process.poll() is None, output_of(process)
-        return checkpoint.exists()
+        def begun() -> bool:
+            assert process.poll() is None, output_of(process)
+            return checkpoint.exists()
 
-    wait_until(begun, what="a checkpoint", every_s=0.01)  # before the run is over
-    workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
-    assert len(workers) == 2
-    for worker in workers:  # which asked for no GPU
-        assert b"CUDA_VISIBLE_DEVICES=\0" in (Path("/proc") / str(worker) / "environ").read_bytes()
-    os.kill(workers[0], signal.SIGKILL)
-    assert f"saved in {job.output / '1'}" in output_of(process)
+        wait_until(begun, what="a checkpoint", every_s=0.01)  # before the run is over
+        workers = [pid for pid, line in descendants(process.pid).items() if "RayTrainWorker" in line]
+        assert len(workers) == 2
+        for worker in workers:  # which asked for no GPU
+            assert b"CUDA_VISIBLE_DEVICES=\0" in (Path("/proc") / str(worker) / "environ").read_bytes()
+        os.kill(workers[0], signal.SIGKILL)
+        assert f"saved in {job.output / '1'}" in output_of(process)
     assert not [entry.name for entry in job.output.iterdir() if entry.name.startswith(".")]
     card = (job.output / "1" / "README.md").read_text()
     assert "--set training.restarts=1" in card
@@ -80,7 +78,8 @@ def test_a_search_ends_in_a_table(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, rows=120)
     table = tmp_path / "out" / "heads.csv"
     given = ["--csv", job.csv, "--base", job.base, "--table", table]
-    out = output_of(start("training.tune", *given, "--trials", 4, "--epochs", 6, "--set", LOCAL_CPUS))
+    with start("training.tune", *given, "--trials", 4, "--epochs", 6, *SEARCH) as process:
+        out = output_of(process)
     with table.open(newline="") as file:
         trials = list(csv.DictReader(file))
     assert len(trials) == 4
