@@ -1,6 +1,7 @@
 """What tests share: two servers, each of which starts and ends once in a run; a bucket; no collections."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.s3 import ENVIRONMENT, s3_server
-from tests.server import FLOOD, Server, running
+from tests.server import FLOOD, PATIENT, Server, running
+
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # at its 15 a server starves while other tests run
 
 SHARING = {
     "server": (
@@ -72,7 +75,7 @@ def _running(config: pytest.Config, name: str, args: dict[str, Any]) -> Server:
         stack = ExitStack()
         config.add_cleanup(stack.close)
         try:
-            servers[name] = stack, stack.enter_context(running(args))
+            servers[name] = stack, stack.enter_context(running({**PATIENT, **args}))
         except Exception as error:
             failed[name] = error
             raise

@@ -16,7 +16,7 @@ def started(module: str, *arguments: object, **env: str) -> Iterator["subprocess
 
     Where it has not ended with the block, it is killed.
     """
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0", **env}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **env}
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"):
         env.pop(name, None)
     command = [sys.executable, "-m", module, *map(str, arguments)]

@@ -28,7 +28,7 @@ LOOPBACK = {"worker_process_setup_hook": "serve_app.workers.listen_on_loopback"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None)
-# What nobody's test is about: a machine that is busy with other tests is no overload, and not broken.
+# Settings for tests that are not about them: a machine that is busy with other tests is no overload.
 PATIENT = {
     "limits.max_wait_s": PATIENCE_S,
     "limits.request_timeout_s": PATIENCE_S,
@@ -98,7 +98,7 @@ def running(
                 "name": "sightline",
                 "route_prefix": "/",
                 "import_path": import_path,
-                "args": {"cache_dir": str(CACHE), "data_dir": str(private / "data"), **PATIENT, **args},
+                "args": {"cache_dir": str(CACHE), "data_dir": str(private / "data"), **args},
             }
         ],
     }
@@ -145,7 +145,6 @@ def environment(directory: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its node is 127.0.0.1
-        "RAY_worker_niceness": "0",  # at its 15 a replica starves while other tests run
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),

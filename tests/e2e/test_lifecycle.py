@@ -54,6 +54,7 @@ def test_local_directories_are_served_by_a_settings_change_and_their_data_outliv
 ) -> None:
     data = tmp_path / "data"
     args = {
+        **PATIENT,
         "data_dir": str(data),
         "clip": {"source": str(directories["clip"])},
         "classifiers": {"news": {"source": str(directories["news"])}},

@@ -13,7 +13,7 @@ import requests
 import yaml
 
 from tests.assets import clip_directory, distilbert_directory
-from tests.server import LOOPBACK, Server, environment, free_port, running
+from tests.server import LOOPBACK, PATIENT, Server, environment, free_port, running
 from tests.waiting import PATIENCE_S
 
 REQUESTS_PER_S = 20
@@ -46,7 +46,7 @@ def test_a_swap_under_load_fails_no_request(model: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", CLUSTER % (port, LOOPBACK, dashboard)]
     news = {"source": str(model), "precision": "fp32", "versions": {"version": "1"}}
     clip = {"source": str(clip_directory(tmp_path / "clip")), "precision": "fp32"}
-    with running({"clip": clip, "classifiers": {"news": news}}, command) as server:
+    with running({**PATIENT, "clip": clip, "classifiers": {"news": news}}, command) as server:
         outcomes = Outcomes()
         with ThreadPoolExecutor(32) as clients, outcomes.load(server, clients):
             outcomes.wait_for(lambda seen: len(seen) >= 2 * REQUESTS_PER_S)

@@ -13,7 +13,7 @@ import numpy as np
 from index.catalog import LOCK_NAME
 from index.shards import shard_directory, shard_of
 from tests.assets import clip_directory
-from tests.server import SERVE_RUN, Server, replicas, running
+from tests.server import PATIENT, SERVE_RUN, Server, replicas, running
 from tests.waiting import wait_until
 
 SHARDS, LOST = 3, 1
@@ -24,6 +24,7 @@ IDS = [f"item/{n}" for n in range(60)]
 
 def test_a_killed_shard_is_left_out_until_its_successor_goes_on_with_its_data(tmp_path: Path) -> None:
     args = {
+        **PATIENT,
         "data_dir": str(tmp_path / "data"),
         "clip": {"source": str(clip_directory(tmp_path / "clip")), "precision": "fp32"},
         "index": {"shards": SHARDS, "shard_timeout_s": ANSWERS_WITHIN_S},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.photos import jpeg, stamped
-from tests.server import Server, replicas, running
+from tests.server import PATIENT, Server, replicas, running
 from tests.waiting import wait_until
 
 CLIENTS = 24
@@ -27,6 +27,7 @@ ITEMS = "/v1/collections/shared/items"
 @pytest.fixture(scope="module")
 def growing() -> Iterator[Server]:
     settings = {
+        **PATIENT,
         "clip": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": FEW}},
         "classifiers": {"news": {"source": "starter", "scale": {**GROWS, "target_ongoing_requests": MANY}}},
         "preprocessor": {"placement": "pool", "scale": {"replicas": 2}},
