@@ -11,6 +11,7 @@ class Process:
     pid: int
     name: str
     pss_mib: float
+    own_mib: float  # of it what is no file's
     replica: bool = False  # of a Serve deployment
 
 
@@ -19,8 +20,11 @@ def processes(variable: str, value: str) -> list[Process]:
     found = []
     for pid in marked({variable: value}):
         title = command(pid)
-        if pss := memory(pid)["total"]:  # none if it is gone by now
-            found.append(Process(pid, _name(title), pss / 2**20, title.startswith("ray::ServeReplica")))
+        size = memory(pid)
+        if pss := size["total"]:  # none if it is gone by now
+            own = pss - size["file"]
+            replica = title.startswith("ray::ServeReplica")
+            found.append(Process(pid, _name(title), pss / 2**20, own / 2**20, replica))
     return sorted(found, key=lambda process: -process.pss_mib)
 
 

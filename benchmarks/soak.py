@@ -2,10 +2,11 @@
 
     python -m benchmarks.soak [--seconds 1800] [--clients 8] [--bound-mib 64]
 
-Passes when every request was answered with 200, no replica was replaced, and the PSS of each process, and of
-all together, grew by no more than the bound after the warm-up: by a line fitted to the samples, which shows
-a steady leak, and between their first and last tenth, which shows a step and a leak that began late. Ends in
-one JSON line, also appended to .cache/bench/soak.jsonl.
+Passes when every request was answered with 200, no replica was replaced, and the memory of each process,
+and of all together, grew by no more than the bound after the warm-up: by a line fitted to the samples, which
+shows a steady leak, and between their first and last tenth, which shows a step and a leak that began late.
+Memory is PSS without that of files: a process's share of a library's pages grows when another that maps it
+ends. Ends in one JSON line, also appended to .cache/bench/soak.jsonl.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def judge(samples: Sequence[Sample], load: Summary, bound_mib: float) -> Soak:
     }
     if replaced:
         problems.append(f"replicas came or went: {', '.join(sorted(replaced))}")
-    came = sum(p.pss_mib for p in samples[-1].processes if p.pid not in lasting)
+    came = sum(p.own_mib for p in samples[-1].processes if p.pid not in lasting)
     if came > bound_mib:
         problems.append(
             f"processes that came in the meantime hold {came:.0f} MiB, the bound is {bound_mib:g}"
@@ -136,12 +137,12 @@ def judge(samples: Sequence[Sample], load: Summary, bound_mib: float) -> Soak:
 
 
 def grown(samples: Sequence[Sample], pids: set[int]) -> Growth:
-    """The growth of these processes' PSS together, by the median of all pairs' slopes (Theil and Sen).
+    """The growth of these processes' own memory together, by the median of all pairs' slopes (Theil and Sen).
 
     It takes no notice of a few samples that fell into a burst of work, which move a least-squares line, nor
     of a step or of a late leak, which the medians of the first and last tenth show.
     """
-    points = [(s.seconds, sum(p.pss_mib for p in s.processes if p.pid in pids)) for s in samples]
+    points = [(s.seconds, sum(p.own_mib for p in s.processes if p.pid in pids)) for s in samples]
     slope = statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2))
     mib = slope * (points[-1][0] - points[0][0])
     weights = [weight for _, weight in points]
