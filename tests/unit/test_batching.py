@@ -219,7 +219,7 @@ def test_a_little_padding_is_always_cheaper_than_another_forward() -> None:
     assert batches_of(["a", "b", free + "x"]) == [["a", "b"], [free + "x"]]
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 600), max_size=8), max_size=12),
     st.integers(1, 8),

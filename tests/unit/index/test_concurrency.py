@@ -13,6 +13,7 @@ from index.errors import CollectionNotFound
 from index.items import Include, Item
 from index.spec import CollectionSpec
 from tests.unit.index.threads import running
+from tests.waiting import wait_until
 
 IDS = [f"item{n}" for n in range(40)]
 ALL: Include = frozenset({"metadata", "vector"})
@@ -108,5 +109,6 @@ def delete_under_load(catalog: Catalog, collection: Collection) -> None:
     def write() -> None:
         collection.upsert([Item("y", [0, 1])])
 
-    with running(lambda: collection.search([[1, 0]]), write):
+    with running(lambda: collection.search([[1, 0]]), write) as errors:
         catalog.delete("a")
+        wait_until(lambda: len(errors) == 2, what="both to meet it", every_s=0.001)

@@ -341,7 +341,7 @@ def as_held(value: Any) -> Any:
     return float(value) if type(value) is int and not -(2**63) <= value < 2**63 else value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(FILTERS, METADATA, st.sets(st.sampled_from(list(KEYS))))
 def test_lookups_and_sql_agree_with_the_plain_evaluator(
     filter: Any, metadata: Any, indexed_keys: set[str]

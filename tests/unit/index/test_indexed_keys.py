@@ -85,7 +85,7 @@ def plans(store: Store, filter: Any) -> str:
 ITEMS = st.dictionaries(st.sampled_from("abcdef"), METADATA, max_size=6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.sets(st.sampled_from(list(KEYS)), min_size=1),
     ITEMS,

@@ -143,5 +143,5 @@ def filter_on(group: int | None) -> dict[str, Any]:
     return {} if group is None else {"must": [{"key": "group", "match": {"value": group}}]}
 
 
-CollectionMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+CollectionMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestCollection = CollectionMachine.TestCase
