@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from starlette.requests import Request
 
 from deployments.errors import NotReady, Overloaded
 from serve_app import upserts
 from serve_app.fetch import ImageFetcher
 from serve_app.limits import hold
-from serve_app.middleware import lift_time_limit
 from serve_app.routes import bulk
 from tests.local.client import LocalClient, error_of
 from tests.photos import data_uri, encoded, jpeg
@@ -162,11 +160,13 @@ def test_413_a_line_longer_than_a_body_may_be(client: LocalClient, raw: str) -> 
 def test_408_a_stream_that_stalls_keeps_what_it_has_stored(
     client: LocalClient, raw: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lift(request: Request) -> float:
-        lift_time_limit(request)
-        return 0.5
+    add = bulk._Stream.add
 
-    monkeypatch.setattr(bulk, "lift_time_limit", lift)
+    def added(stream: bulk._Stream, *args: Any, **kwargs: Any) -> None:
+        stream._timeout_s = 0.1  # from the first batch on; the rest never comes
+        add(stream, *args, **kwargs)
+
+    monkeypatch.setattr(bulk._Stream, "add", added)
     monkeypatch.setattr(bulk, "BATCH_ITEMS", 2)
     body = ndjson(*({"id": f"i{i}", "vector": [1, i, 0]} for i in range(3)))
     pending = client.submit("POST", f"{raw}/items", content=body, headers=LINES, stalls=True)

@@ -47,10 +47,10 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
 
     async def held(*_: object) -> None:
         entered.set()
-        await asyncio.to_thread(go.wait, 60)
+        await asyncio.to_thread(go.wait, PATIENCE_S)
 
     monkeypatch.setattr("serve_app.gateway.rehearse", held)
-    patient = start(app_args, tmp_path / "patient", "patient", gateway={"health_timeout_s": 60})
+    patient = start(app_args, tmp_path / "patient", "patient", gateway={"health_timeout_s": PATIENCE_S})
     assert entered.is_set()
     asked = threading.Thread(target=lambda: answers.append(patient.get("/health/ready")))
     answers: list[Any] = []
@@ -59,7 +59,7 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
     assert patient.get("/v1/models").status == 200
     assert not answers
     hasty = start(app_args, tmp_path / "hasty", "hasty", gateway={"health_timeout_s": 0.1})
-    assert hasty.get("/health/ready").json()["status"] == "ready"
+    wait_until(lambda: hasty.get("/health/ready").json()["status"] == "ready", what="the hasty to be ready")
     assert not answers
     go.set()
     asked.join(timeout=PATIENCE_S)

@@ -12,6 +12,7 @@ from configs.settings import SettingsError
 from index.shards import shard_of
 from serve_app.app import build_app
 from tests.local.client import Answer, LocalClient
+from tests.waiting import PATIENCE_S
 
 DIMENSIONS = 8
 ITEMS = 300
@@ -26,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded_args(app_args: dict[str, Any], data: Path) -> dict[str, Any]:
-    index = {"shards": SHARDS, "shard_timeout_s": 1}
+    index = {"shards": SHARDS, "shard_timeout_s": PATIENCE_S}
     return {**app_args, "data_dir": str(data), "classifiers": {}, "index": index}
 
 

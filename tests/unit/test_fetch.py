@@ -23,6 +23,7 @@ from serve_app.fetch import ImageFetcher
 from serve_app.inputs import FETCHES, InputReader
 from serve_app.limits import Memory
 from serve_app.schemas import ImageInput
+from tests.waiting import PATIENCE_S
 
 Result = TypeVar("Result")
 
@@ -158,7 +159,7 @@ def test_no_address_that_is_not_public_is_connected_to(certificate: Path, host: 
         served.append(request.path)
         return web.Response(body=b"secret")
 
-    settings = FetchSettings(enabled=True, ca_file=certificate, timeout_s=5)
+    settings = FetchSettings(enabled=True, ca_file=certificate, timeout_s=PATIENCE_S)
     with pytest.raises(ApiError) as raised:
         fetched(settings, certificate, trap, f"https://{host}:{{port}}/")
     assert raised.value.status == 422
@@ -244,18 +245,23 @@ def test_an_untrusted_certificate_is_refused(certificate: Path) -> None:
 
 def test_one_request_fetches_few_at_once_and_what_it_holds_is_bounded(certificate: Path) -> None:
     at_once = most = 0
-
+    full = asyncio.Event()
     size = 300_000  # more than may be held whatever others hold
 
     async def picture_in_time(_: web.Request) -> web.StreamResponse:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        await asyncio.sleep(0.02)
+        if at_once == FETCHES:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0.05)  # in which one too many would come
         at_once -= 1
         return web.Response(body=b"x" * size)
 
-    settings = FetchSettings(enabled=True, allowed_networks=LOOPBACK, ca_file=certificate)
+    settings = FetchSettings(
+        enabled=True, allowed_networks=LOOPBACK, ca_file=certificate, timeout_s=PATIENCE_S
+    )
 
     async def scenario(port: int) -> None:
         fetcher = ImageFetcher(settings)

@@ -22,7 +22,7 @@ from index.items import Item, Wanted
 from index.spec import CollectionSpec
 from serve_app.shards import Shards
 from tests.unit.test_shards import Handle, ids
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def echo(value: Any, after_s: float = 0) -> Any:
@@ -151,7 +151,8 @@ def test_an_exchange_that_ends_answers_what_was_asked_and_nothing_else() -> None
     on_a_line(use)
 
 
-def test_what_was_asked_before_the_end_arrives_whole_however_large() -> None:
+def test_what_was_asked_before_the_end_arrives_whole_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.line.FLUSH_S", PATIENCE_S)
     size = 5_000_000  # more than the socket's buffers hold
 
     async def ask(path: str, asked: Event) -> int:

@@ -18,9 +18,9 @@ from deployments.models.sources import Source
 from serve_app.direct import Direct
 from serve_app.inference import Inference, Unavailable
 from serve_app.rehearsal import REPEATS, image, rehearse
+from tests.waiting import PATIENCE_S
 
 KEY = "known to the rehearsal"
-LIMIT_S = 1.0
 CLIP = {("/v1/embeddings", "clip", "text"): REPEATS, ("/v1/embeddings", None, "image"): REPEATS}
 NEWS = {("/v1/classify", "news", "text"): REPEATS}
 OTHERS = {**NEWS, ("/v1/classify", "breeds", "image"): REPEATS}
@@ -36,6 +36,7 @@ class Server:
         self.most_at_once = self._out = 0
         self._asked: Counter[tuple[str, str | None, str]] = Counter()
         self._unready, self._refusing, self._hanging = unready, refusing, hanging
+        self._limit_s = 3 if hanging else PATIENCE_S
 
     def rehearsed(self, *lines: Direct) -> Counter[tuple[str, str | None, str]]:
         """What was asked when the rehearsal is over: path, model if named, and what the content is."""
@@ -48,7 +49,7 @@ class Server:
         )
         paths = ("/v1/embeddings", "/v1/classify")
         app = Starlette(routes=[Route(path, self._answer, methods=["POST"]) for path in paths])
-        asyncio.run(rehearse(app, cast(Inference, inference), lines, KEY, LIMIT_S))
+        asyncio.run(rehearse(app, cast(Inference, inference), lines, KEY, self._limit_s))
         return self._asked
 
     async def _probe(self, name: str) -> None:

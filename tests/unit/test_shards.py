@@ -30,11 +30,11 @@ from index.spec import CollectionSpec
 from index.store import FILE_NAME
 from serve_app.remote import ReplicaLost
 from serve_app.routes.items import thumbnail
-from serve_app.shard import ShardDown
+from serve_app.shard import Shard, ShardDown
 from serve_app.shards import Found, Shards
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
-SETTINGS = IndexSettings(shards=3, shard_timeout_s=0.2, threads=1)
+SETTINGS = IndexSettings(shards=3, shard_timeout_s=PATIENCE_S, threads=1)
 NAMES = [f"item-{n}" for n in range(30)]
 OWNED = {shard: [name for name in NAMES if shard_of(name, 3) == shard] for shard in range(3)}
 
@@ -48,7 +48,7 @@ class Handle:
         self.index = index
         self.up = asyncio.Event()  # unset: calls wait, as Serve lets them while there is no replica
         self.up.set()
-        self.slow_s = 0.0  # of every method but `ready`
+        self.slow_s = 0.0
         self.lost_at: str | None = None  # the method during which the replica dies
         self.calls: list[str] = []
 
@@ -59,8 +59,7 @@ class Handle:
             if method == self.lost_at:
                 self.up.clear()
                 raise ReplicaLost("lost")
-            if method != "ready":
-                await asyncio.sleep(self.slow_s)
+            await asyncio.sleep(self.slow_s)
             return await getattr(self.index, method)(*args)
 
         return SimpleNamespace(remote=remote)
@@ -71,12 +70,30 @@ class Cluster:
         self.root = root
         self.indexes = [VectorIndex(SETTINGS, LimitSettings(), root, shard) for shard in range(3)]
         self.handles: list[Handle] = []
+        self.shards: list[Shard] = []
 
     def connect(self) -> Shards:
         """The gateway's side, anew for each event loop."""
         self.handles = [Handle(index) for index in self.indexes]
         handles: Any = self.handles
-        return Shards(handles, SETTINGS, LimitSettings())
+        shards = Shards(handles, SETTINGS, LimitSettings())
+        self.shards = shards._shards
+        return shards
+
+    def take_down(self, shard: int) -> None:
+        """It alone has little time to answer: it would not anyhow."""
+        self.handles[shard].up.clear()
+        self.shards[shard]._timeout_s = 0.2
+
+    def lose_at(self, method: str, shard: int) -> None:
+        """It has time for what it is called for before."""
+        self.handles[shard].lost_at = method
+        self.shards[shard]._timeout_s = 1
+
+    def bring_up(self, shard: int) -> None:
+        self.handles[shard].lost_at = None
+        self.handles[shard].up.set()
+        self.shards[shard]._timeout_s = PATIENCE_S
 
     def keep_snapshots(self, place: Path) -> None:
         for index in self.indexes:
@@ -124,7 +141,7 @@ def test_a_shard_that_is_down_is_named_left_out_where_asked_and_found_again(clus
     async def main() -> None:
         shards = cluster.connect()
         down = cluster.handles[1]
-        down.up.clear()
+        cluster.take_down(1)
         with pytest.raises(ShardDown, match=r"^index-1 did not answer"):
             await search(shards)
         asked = len(down.calls)
@@ -133,7 +150,7 @@ def test_a_shard_that_is_down_is_named_left_out_where_asked_and_found_again(clus
         assert "search" not in down.calls[asked:], "it is known to be down"
         with pytest.raises(ShardDown, match="index-1"):
             await search(shards, OWNED[1][0], partial=True)  # its vector cannot be had
-        down.up.set()
+        cluster.bring_up(1)
         found = await recovered(shards)
         assert ids(found) == NAMES
 
@@ -146,7 +163,7 @@ def test_thumbnails_of_items_on_other_shards_than_one_that_is_down_are_answered(
         await shards.upsert("a", [Item(name, [1, 1], {}, b"jpeg") for name in NAMES], None)
         state = SimpleNamespace(gateway=SimpleNamespace(index=shards))
         request: Any = SimpleNamespace(app=SimpleNamespace(state=state), query_params={}, headers={})
-        cluster.handles[1].up.clear()
+        cluster.take_down(1)
         for name in OWNED[0] + OWNED[2]:
             assert (await thumbnail(request, "a", name)).body == b"jpeg"
         unknown = next(
@@ -164,20 +181,31 @@ def test_thumbnails_of_items_on_other_shards_than_one_that_is_down_are_answered(
 def test_all_shards_down_is_no_partial_answer(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
-        for handle in cluster.handles:
-            handle.up.clear()
+        for shard in range(3):
+            cluster.take_down(shard)
         with pytest.raises(ShardDown, match="index-0, index-1, index-2 did not answer"):
             await search(shards, partial=True)
 
     asyncio.run(main())
 
 
-def test_a_slow_shard_that_is_well_is_waited_for(cluster: Cluster) -> None:
+def test_a_slow_shard_that_is_well_is_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[2].slow_s = 3 * SETTINGS.shard_timeout_s
+        slow = cluster.handles[2]
+        cluster.shards[2]._timeout_s = 0.5
+        find = slow.index.search
+
+        async def find_late(*args: Any) -> Any:
+            await until(lambda: slow.calls.count("ready") >= 2, what="two questions whether it is well")
+            return await find(*args)
+
+        async def at_once() -> None:
+            """It is well."""
+
+        monkeypatch.setattr(slow.index, "search", find_late)
+        monkeypatch.setattr(slow.index, "ready", at_once)
         assert ids(await search(shards)) == NAMES
-        assert cluster.handles[2].calls.count("ready") >= 2
 
     asyncio.run(main())
 
@@ -185,7 +213,7 @@ def test_a_slow_shard_that_is_well_is_waited_for(cluster: Cluster) -> None:
 def test_writes_to_a_down_shard_leave_every_shard_as_it_was(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[0].up.clear()
+        cluster.take_down(0)
         everywhere = [Item(name, [-1, 0]) for name in NAMES]
         with pytest.raises(ShardDown, match="index-0"):
             await shards.upsert("a", everywhere, None)
@@ -195,7 +223,7 @@ def test_writes_to_a_down_shard_leave_every_shard_as_it_was(cluster: Cluster) ->
         stored, _ = await shards.upsert("a", [Item(OWNED[1][0], [5, 5]), Item(OWNED[2][0], [5, 5])], None)
         assert stored == [OWNED[1][0], OWNED[2][0]]
         assert await shards.delete("a", OWNED[1][1:3]) == 2
-        cluster.handles[0].up.set()
+        cluster.bring_up(0)
         found = await recovered(shards)
         assert set(ids(found)) == set(NAMES) - set(OWNED[1][1:3])
         scores = {hit.id: hit.score for hit in found.hits[0]}
@@ -207,12 +235,11 @@ def test_writes_to_a_down_shard_leave_every_shard_as_it_was(cluster: Cluster) ->
 def test_a_shard_lost_between_two_commits_is_told_and_asking_again_completes(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[2].lost_at = "upsert"
+        cluster.lose_at("upsert", 2)
         moved = [Item(name, [100, 0]) for name in NAMES]
         with pytest.raises(ShardDown, match=r"index-2 did not answer.*may have done their part"):
             await shards.upsert("a", moved, None)
-        cluster.handles[2].lost_at = None
-        cluster.handles[2].up.set()
+        cluster.bring_up(2)
         await recovered(shards)
         await shards.upsert("a", moved, None)
         found = await search(shards)
@@ -350,13 +377,12 @@ def test_a_snapshot_that_one_shard_cannot_take_part_in_leaves_no_part(
 
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[0].lost_at = "snapshot_part"
+        cluster.lose_at("snapshot_part", 0)
         with pytest.raises(ShardDown):
             await shards.snapshot("a", "monday")
         await asyncio.gather(*shards._discarding)  # by a shard that is there
         assert files(place) == []
-        cluster.handles[0].lost_at = None
-        cluster.handles[0].up.set()
+        cluster.bring_up(0)
         await recovered(shards)
         assert len((await shards.snapshot("a", "monday")).parts) == 3
         kept = files(place)
@@ -420,7 +446,7 @@ def test_shards_without_items_are_no_part_of_an_evaluation(cluster: Cluster) -> 
 def test_a_mistake_is_told_by_its_place_even_where_a_shard_is_down(cluster: Cluster) -> None:
     async def main() -> None:
         shards = cluster.connect()
-        cluster.handles[0].up.clear()
+        cluster.take_down(0)
         items = [Item(OWNED[1][0], [1, 1]), Item(OWNED[2][0], [1, 1, 1]), Item(OWNED[2][1], [1, 1])]
         with pytest.raises(BadVector) as caught:
             await shards.upsert("a", items, None)

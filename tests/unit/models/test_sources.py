@@ -18,8 +18,11 @@ from deployments.models.loading import load_classifier
 from deployments.models.sources import Source, resolve
 from tests import assets
 from tests.unit.models.fake_hub import FakeHub, serve
+from tests.waiting import PATIENCE_S
 
 MODEL = "someone/tiny-clip"
+BY_HUB_ID = ClipSettings(hub_id=MODEL, hub_timeout_s=PATIENCE_S)
+NAMED = ClipSettings(source=MODEL, hub_timeout_s=PATIENCE_S)
 
 NO_REGISTRY = {
     "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
@@ -108,7 +111,7 @@ def test_auto_takes_the_hub_where_it_answers_and_pins_its_commit(
     hub: FakeHub, tiny: Path, tmp_path: Path
 ) -> None:
     commit = hub.add(MODEL, tiny)
-    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
+    source = resolve(BY_HUB_ID, tmp_path, starter="")
     assert source == Source("hub", MODEL, commit)
     directory = source.fetch(tmp_path)
     assert (directory / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
@@ -123,7 +126,7 @@ def test_a_download_leaves_code_and_pickles_behind(hub: FakeHub, tiny: Path, tmp
     for name in ("modeling_custom.py", "pytorch_model.bin", "tf_model.h5"):
         (directory / name).write_bytes(b"code")
     hub.add(MODEL, directory)
-    fetched = resolve(ClipSettings(source=MODEL), tmp_path, starter="").fetch(tmp_path)
+    fetched = resolve(NAMED, tmp_path, starter="").fetch(tmp_path)
     assert {file.suffix for file in fetched.iterdir()} == {".json", ".safetensors"}
 
 
@@ -131,10 +134,10 @@ def test_what_was_downloaded_is_found_offline(
     hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(MODEL, tiny)
-    online = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
+    online = resolve(BY_HUB_ID, tmp_path, starter="")
     directory = online.fetch(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    offline = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
+    offline = resolve(BY_HUB_ID, tmp_path, starter="")
     assert offline == online
     assert offline.fetch(tmp_path) == directory
 
@@ -143,10 +146,10 @@ def test_a_download_that_never_finished_is_not_cached(
     hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(MODEL, tiny)
-    directory = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").fetch(tmp_path)
+    directory = resolve(BY_HUB_ID, tmp_path, starter="").fetch(tmp_path)
     (directory / "model.safetensors").unlink()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
+    assert resolve(BY_HUB_ID, tmp_path, starter="").kind == "starter"
 
 
 def test_a_download_that_stopped_before_a_small_file_goes_on(
@@ -159,13 +162,13 @@ def test_a_download_that_stopped_before_a_small_file_goes_on(
     (model / "preprocessor_config.json").write_text("{}")
     (model / "pytorch_model.bin").write_bytes(b"a pickle")  # which is left there
     hub.add(MODEL, model)
-    source = resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="")
+    source = resolve(BY_HUB_ID, tmp_path, starter="")
     directory = source.fetch(tmp_path)
     with monkeypatch.context() as offline:
         offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="") == source
+        assert resolve(BY_HUB_ID, tmp_path, starter="") == source
         (directory / "preprocessor_config.json").unlink()
-        assert resolve(ClipSettings(hub_id=MODEL), tmp_path, starter="").kind == "starter"
+        assert resolve(BY_HUB_ID, tmp_path, starter="").kind == "starter"
     assert source.fetch(tmp_path) == directory
     assert (directory / "preprocessor_config.json").is_file()
 
@@ -191,7 +194,7 @@ def test_a_model_without_safetensors_takes_the_hub_bots_conversion(
 ) -> None:
     hub.add(MODEL, without_safetensors)
     revision = converted(hub, tiny, "SFconvertbot")
-    assert resolve(ClipSettings(source=MODEL), tmp_path, starter="").revision == revision
+    assert resolve(NAMED, tmp_path, starter="").revision == revision
 
 
 def test_a_strangers_conversion_is_not_taken(
@@ -200,7 +203,7 @@ def test_a_strangers_conversion_is_not_taken(
     hub.add(MODEL, without_safetensors)
     converted(hub, tiny, "mallory")
     with pytest.raises(SettingsError, match="no safetensors"):
-        resolve(ClipSettings(source=MODEL), tmp_path, starter="")
+        resolve(NAMED, tmp_path, starter="")
 
 
 def test_auto_falls_back_to_the_starter_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
