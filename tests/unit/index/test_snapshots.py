@@ -81,13 +81,21 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For copies."""
+    root = tmp_path_factory.mktemp("filled")
+    fill(root)
+    return root
+
+
 @pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
 @pytest.mark.parametrize("file", ["manifest.json", "vectors.npy", "rowids.npy", "index.faiss"])
 @pytest.mark.parametrize("segment", [0, 1])
 def test_a_damaged_snapshot_is_rebuilt(
-    tmp_path: Path, segment: int, file: str, damage: Callable[[Path], None]
+    tmp_path: Path, filled: Path, segment: int, file: str, damage: Callable[[Path], None]
 ) -> None:
-    fill(tmp_path)
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     damage(segments(tmp_path)[segment] / file)
     with Catalog(tmp_path, SETTINGS, maintenance=False) as catalog:
         collection = catalog.get("c")

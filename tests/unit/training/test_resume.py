@@ -9,13 +9,28 @@ from safetensors.torch import load_file
 
 from tests.server import ROOT
 from tests.unit.training.tiny import tiny_job
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import PATIENCE_S
 
 EPOCHS = 4
 
 
-def start(job_directory: Path, output: Path, *more: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "training.text", "--csv", str(job_directory / "data.csv")]
+KILLED = """
+import os, signal
+from training import checkpoint, text
+
+def save(*args, saving=checkpoint.save):
+    saving(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.save = save
+text.main()
+"""
+
+
+def start(
+    job_directory: Path, output: Path, *more: str, program: tuple[str, ...] = ("-m", "training.text")
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, *program, "--csv", str(job_directory / "data.csv")]
     command += ["--base", str(job_directory / "base"), "--output", str(output), "--epochs", str(EPOCHS)]
     command += ["--batch-size", "4", "--lr", "1e-3", "--patience", str(EPOCHS), *more]
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": ""}
@@ -23,22 +38,16 @@ def start(job_directory: Path, output: Path, *more: str) -> "subprocess.Popen[by
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    tiny_job(tmp_path, rows=400)
-    whole = start(tmp_path, tmp_path / "whole")
-    killed = start(tmp_path, tmp_path / "killed")
+    tiny_job(tmp_path)
     checkpoint = tmp_path / "killed" / ".checkpoint" / "checkpoint.safetensors"
-
-    def begun() -> bool:
-        assert killed.poll() is None
-        return checkpoint.exists()
-
-    wait_until(begun, what="a checkpoint", every_s=0.002)  # before the run is over
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait(PATIENCE_S) == -signal.SIGKILL, "the run was over before it could be killed"
-    assert not (tmp_path / "killed" / "1").exists()
-
-    assert start(tmp_path, tmp_path / "killed", "--resume").wait(PATIENCE_S) == 0
-    assert whole.wait(PATIENCE_S) == 0
+    with start(tmp_path, tmp_path / "whole") as whole:  # whose end it waits for, whatever comes
+        with start(tmp_path, tmp_path / "killed", program=("-c", KILLED)) as killed:
+            assert killed.wait(PATIENCE_S) == -signal.SIGKILL
+        assert checkpoint.exists()
+        assert not (tmp_path / "killed" / "1").exists()
+        with start(tmp_path, tmp_path / "killed", "--resume") as resumed_run:
+            assert resumed_run.wait(PATIENCE_S) == 0
+        assert whole.wait(PATIENCE_S) == 0
     expected = load_file(tmp_path / "whole" / "1" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "1" / "model.safetensors")
     assert expected.keys() == resumed.keys()
