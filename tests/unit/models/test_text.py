@@ -74,15 +74,20 @@ def test_what_is_no_text_is_bad_input(text: Any, message: str) -> None:
         tokenizer.encode(text)
 
 
+def encoding_s(tokenizer: TextTokenizer, text: str) -> float:
+    """Of the processor's time."""
+    began = time.process_time()
+    assert len(tokenizer.encode(text)) <= 77
+    return time.process_time() - began
+
+
 @pytest.mark.parametrize(
     "text", ["hello world " * 8333, "a" * 100_000, "中" * 100_000, " " * 100_000, "😀" * 100_000]
 )
-def test_100_000_characters_are_not_slow(text: str) -> None:
+def test_ten_times_the_characters_take_about_ten_times_as_long(text: str) -> None:
     for directory in (assets.clip_tokenizer(), assets.starter() / "minilm"):
         tokenizer = TextTokenizer.from_directory(directory, 77)
-        began = time.process_time()
-        assert len(tokenizer.encode(text)) <= 77
-        assert time.process_time() - began < 1  # 0.15 s at worst where this was measured
+        assert any(encoding_s(tokenizer, text) < 30 * encoding_s(tokenizer, text[:10_000]) for _ in range(3))
 
 
 def test_padding_reaches_the_longest_only() -> None:
