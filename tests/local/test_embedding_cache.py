@@ -23,6 +23,12 @@ from tests.photos import data_uri, jpeg
 DEFAULT = Settings().embedding_cache.model_dump()
 
 
+@pytest.fixture(autouse=True)
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a request takes, the encoder is not asked who it is."""
+    monkeypatch.setattr(inference, "CACHE_TRUSTED_S", 3600.0)
+
+
 @pytest.fixture(scope="module")
 def caching(app_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> LocalClient:
     data = str(tmp_path_factory.mktemp("data"))

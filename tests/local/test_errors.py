@@ -180,10 +180,10 @@ def test_small_requests_are_let_in_whatever_others_hold(client: LocalClient) -> 
 def test_400_a_form_in_a_charset_that_takes_long_to_decode(client: LocalClient) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n%s\r\n--x--\r\n' % (b"a" * 500_000)
     headers = {"content-type": "multipart/form-data; boundary=x; charset=punycode"}
-    began = time.monotonic()
+    began = time.process_time()
     error = error_of(client.post("/v1/embeddings", content=part, headers=headers), 400, "invalid_multipart")
     assert "'punycode' is not read; accepted are utf-8" in error["message"]
-    assert time.monotonic() - began < 10  # it would take half a minute
+    assert time.process_time() - began < 10  # it would take half a minute
 
 
 def test_unknown_keys_by_the_ten_thousand_make_one_message(client: LocalClient) -> None:
