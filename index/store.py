@@ -374,7 +374,9 @@ class Store:
             size = self._path.with_name(f"{FILE_NAME}-wal").stat().st_size
             if size > max(MAX_WAL_BYTES, self._wal_bound):
                 # Twice: SQLite may wait for a place in its table of reads that new ones have begun to share.
-                attempts = (self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone() for _ in "12")
+                attempts = (
+                    self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone() for _ in range(2)
+                )
                 self._wal_bound = 2 * size if all(busy for busy, *_ in attempts) else 0
 
     def bytes_on_disk(self) -> int:
