@@ -5,8 +5,9 @@
 Passes when every request was answered with 200, no replica was replaced, and the memory of each process,
 and of all together, grew by no more than the bound after the warm-up: by a line fitted to the samples, which
 shows a steady leak, and between their first and last tenth, which shows a step and a leak that began late.
-Memory is PSS without that of files: a process's share of a library's pages grows when another that maps it
-ends. Ends in one JSON line, also appended to .cache/bench/soak.jsonl.
+Memory is PSS without that of files, mapped segments of the index among them, which the system takes back: a
+process's share of a library's pages grows when another that maps it ends. Ends in one JSON line, also
+appended to .cache/bench/soak.jsonl.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from benchmarks.servers import CACHE, PHOTOS, Target, fill_collection, sightline
 
 SCENARIO = "mixed"
 CACHE_BYTES = 1024 * 1024
-# Above what all processes together grew by in half an hour, 7 to 37 MiB; below a leak of a kilobyte for each
-# of its 95 000 requests, 90 MiB.
+# Above what the PSS of all processes together grew by in half an hour, 7 to 37 MiB; below a leak of a
+# kilobyte for each of its 95 000 requests, 90 MiB.
 BOUND_MIB = 64.0
 SAMPLES = 60  # of memory in one soak, at least a second apart: each reads the page tables of every process
 

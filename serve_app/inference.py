@@ -371,11 +371,19 @@ class Inference:
         return replace(rows, times=decoding.then(rows.times), thumbnails=small)
 
     async def check_thumbnails(self, thumbnails: Sequence[bytes]) -> None:
-        """Has them looked at where images are decoded. Raises BadInput, with `index` the place."""
-        if self._preprocessor is None:
-            await self._call(self.encoder_name, "check_thumbnails", thumbnails)
-        else:
-            await call(self._preprocessor, "check_thumbnails", thumbnails)
+        """Has them looked at where images are decoded, a few at a time, for others' images wait behind them.
+
+        Raises BadInput, with `index` the place.
+        """
+        for places in _chunks(list(range(len(thumbnails))), self._image_backlog.items_per_call):
+            part = [thumbnails[place] for place in places]
+            try:
+                if self._preprocessor is None:
+                    await self._call(self.encoder_name, "check_thumbnails", part)
+                else:
+                    await call(self._preprocessor, "check_thumbnails", part)
+            except SightlineError as error:
+                raise (error if error.index is None else error.at(places[error.index])) from None
 
     async def _call(self, name: str, method: str, *args: Any) -> Any:
         if (direct := self._direct.get(name)) is not None:

@@ -100,20 +100,22 @@ async def write(
 async def _thumbnails(gateway: "Gateway", name: str, given: Sequence[UpsertItem]) -> dict[int, bytes]:
     """Those that the caller made, by place. Raises BadItem."""
     texts = {place: item.thumbnail for place, item in enumerate(given) if item.thumbnail is not None}
-    if texts and not await gateway.index.keeps_thumbnails(name):
+    if not texts:
+        return {}
+    if not await gateway.index.keeps_thumbnails(name):
         message = f"collection {name!r} keeps no thumbnails; leave them out, or make one with thumbnails"
         raise BadItem(message, next(iter(texts)))
 
     def read() -> dict[int, bytes]:
         return {place: _thumbnail(text, place) for place, text in texts.items()}
 
-    if not texts:
-        return {}
     thumbnails = await asyncio.to_thread(read)
     try:
         await gateway.inference.check_thumbnails(list(thumbnails.values()))
     except BadInput as error:
-        raise _no_thumbnail(error, list(thumbnails)[error.index or 0]) from None
+        if error.index is None:
+            raise
+        raise _no_thumbnail(error, list(thumbnails)[error.index]) from None
     return thumbnails
 
 

@@ -101,6 +101,7 @@ def strained(pytestconfig: pytest.Config) -> Server:
     fast the machine, and segments of its collections are written, merged and compacted all the time."""
     args = {
         "clip": {"source": "starter"},
+        "gateway": {"health_timeout_s": 60},  # ready in the midst of a flood, not after it
         "limits": {"max_wait_s": 0.1, "max_inflight_images": 10 * FLOOD},
         "index": {"segment_rows": 300, "merge_idle_s": 0.2},
     }

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 Seen = TypeVar("Seen")
 
-PATIENCE_S = 600  # far beyond any wait of a passing test, on a slow machine too
+PATIENCE_S = 600  # beyond any wait of a passing test, on a machine several times slower too
 
 
 def wait_until(

@@ -17,7 +17,7 @@ from tests.server import LOOPBACK, PATIENT, Server, environment, free_port, runn
 from tests.waiting import PATIENCE_S
 
 REQUESTS_PER_S = 20
-MOST_PENDING = 64
+MOST_PENDING = 64  # or a slow machine would work on what has piled up for minutes
 
 # A cluster with the dashboard, which `serve deploy` talks to, and the application deployed on it.
 CLUSTER = """
@@ -106,7 +106,7 @@ class Outcomes:
 
 
 class _Load:
-    """Sends at a steady rate, whatever the answers take, until the block ends."""
+    """Sends at a steady rate, while fewer than MOST_PENDING wait for their answers, until the block ends."""
 
     def __init__(self, send: Any) -> None:
         self._send = send

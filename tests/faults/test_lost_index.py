@@ -27,15 +27,17 @@ def test_searches_outlive_the_replica_they_were_sent_to(strained: Server) -> Non
     threads = [threading.Thread(target=search) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    before = wait_for(answers, 100)
-    (pid,) = replicas(strained, "VectorIndex")
-    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    assert b"OMP_WAIT_POLICY=PASSIVE" in environment, "FAISS's threads take the others' cores"
-    os.kill(pid, signal.SIGKILL)
-    wait_for(answers, before + 100 + CLIENTS)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        before = wait_for(answers, 100)
+        (pid,) = replicas(strained, "VectorIndex")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert b"OMP_WAIT_POLICY=PASSIVE" in environment, "FAISS's threads take the others' cores"
+        os.kill(pid, signal.SIGKILL)
+        wait_for(answers, before + 100 + CLIENTS)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert {status for status, _ in answers} == {200}, {text for status, text in answers if status != 200}
     assert all('"id":"7"' in text for _, text in answers)
     assert replicas(strained, "VectorIndex") != [pid]

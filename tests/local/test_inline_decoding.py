@@ -49,8 +49,9 @@ def test_thumbnails_are_made(inline: LocalClient) -> None:
     assert small[:2] == b"\xff\xd8"
     own = {"id": "own", "vector": [1.0] * 16, "thumbnail": b64encode(small).decode()}
     cut = {"id": "cut", "vector": [1.0] * 16, "thumbnail": b64encode(small[: len(small) // 2]).decode()}
-    answer = inline.post(f"{path}/items", json_body={"items": [own, cut]})
-    assert (answer.status, answer.json()["error"]["param"]) == (422, "items[1]")
+    several = [{**own, "id": f"own {n}"} for n in range(9)]  # more than are looked at in one call
+    answer = inline.post(f"{path}/items", json_body={"items": [*several, cut]})
+    assert (answer.status, answer.json()["error"]["param"]) == (422, "items[9]")
     assert inline.post(f"{path}/items", json_body={"items": [own]}).status == 200
     assert inline.get(f"{path}/items/own/thumbnail").content == small
 

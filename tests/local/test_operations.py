@@ -55,13 +55,15 @@ def test_ready_waits_for_the_rehearsal_but_not_for_ever(
     asked = threading.Thread(target=lambda: answers.append(patient.get("/health/ready")))
     answers: list[Any] = []
     asked.start()
-    assert patient.get("/health/live").status == 200  # in whose time the other would have been answered
-    assert patient.get("/v1/models").status == 200
-    assert not answers
-    hasty = start(app_args, tmp_path / "hasty", "hasty", gateway={"health_timeout_s": 0.1})
-    wait_until(lambda: hasty.get("/health/ready").json()["status"] == "ready", what="the hasty to be ready")
-    assert not answers
-    go.set()
+    try:
+        assert patient.get("/health/live").status == 200  # in whose time the other would have been answered
+        assert patient.get("/v1/models").status == 200
+        assert not answers
+        hasty = start(app_args, tmp_path / "hasty", "hasty", gateway={"health_timeout_s": 0.1})
+        wait_until(lambda: hasty.get("/health/ready").json()["status"] == "ready", what="the hasty, ready")
+        assert not answers
+    finally:
+        go.set()
     asked.join(timeout=PATIENCE_S)
     assert answers[0].json()["status"] == "ready"
 

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -27,25 +29,30 @@ text.main()
 """
 
 
-def start(
+@contextmanager
+def started(
     job_directory: Path, output: Path, *more: str, program: tuple[str, ...] = ("-m", "training.text")
-) -> "subprocess.Popen[bytes]":
+) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, *program, "--csv", str(job_directory / "data.csv")]
     command += ["--base", str(job_directory / "base"), "--output", str(output), "--epochs", str(EPOCHS)]
     command += ["--batch-size", "4", "--lr", "1e-3", "--patience", str(EPOCHS), *more]
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    return subprocess.Popen(command, cwd=job_directory, env=env, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(command, cwd=job_directory, env=env, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     tiny_job(tmp_path)
     checkpoint = tmp_path / "killed" / ".checkpoint" / "checkpoint.safetensors"
-    with start(tmp_path, tmp_path / "whole") as whole:  # whose end it waits for, whatever comes
-        with start(tmp_path, tmp_path / "killed", program=("-c", KILLED)) as killed:
+    with started(tmp_path, tmp_path / "whole") as whole:
+        with started(tmp_path, tmp_path / "killed", program=("-c", KILLED)) as killed:
             assert killed.wait(PATIENCE_S) == -signal.SIGKILL
         assert checkpoint.exists()
         assert not (tmp_path / "killed" / "1").exists()
-        with start(tmp_path, tmp_path / "killed", "--resume") as resumed_run:
+        with started(tmp_path, tmp_path / "killed", "--resume") as resumed_run:
             assert resumed_run.wait(PATIENCE_S) == 0
         assert whole.wait(PATIENCE_S) == 0
     expected = load_file(tmp_path / "whole" / "1" / "model.safetensors")
