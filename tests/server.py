@@ -26,6 +26,7 @@ CACHE = ROOT / ".cache"
 # A plain `serve run`, but for the one thing a test must see to: it listens on loopback only.
 LOOPBACK = {"worker_process_setup_hook": "serve_app.workers.listen_on_loopback"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run", "--runtime-env-json", json.dumps(LOOPBACK)]
+STOP_TIMEOUT_S = 120.0  # then it is killed; whether it stops in order is for tests of that
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC = ctypes.CDLL(None)
 # Settings for tests that are not about them: a machine that is busy with other tests is no overload.
@@ -113,7 +114,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_begin,
             env=environment(private) | (env or {}),
         )
     server = Server(f"http://127.0.0.1:{port}", process, private)
@@ -151,9 +152,12 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def _end_with_parent() -> None:
-    """SIGTERM for this process when its parent dies, even if killed as pytest-xdist kills its workers."""
+def _begin() -> None:
+    """SIGTERM for this process when its parent dies, even if killed as pytest-xdist kills its workers. And
+    SIGINT as from a terminal: what a shell runs in the background inherits that it is ignored.
+    """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _fill(part: str, **values: object) -> str:
@@ -183,7 +187,7 @@ def stop(process: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIG
     if process.poll() is None:
         process.send_signal(number)
     try:
-        process.wait(PATIENCE_S)
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
