@@ -13,7 +13,7 @@ from xdist.scheduler import LoadFileScheduling
 from tests.s3 import ENVIRONMENT, s3_server
 from tests.server import FLOOD, PATIENT, Server, running
 
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # at its 15 a server starves while other tests run
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 — Ray spells it so; at its 15 a server starves beside tests
 
 # An example may take as long as a busy machine needs.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 from pathlib import Path
 
 from tests.server import Server, replicas
+from tests.unit.index.threads import running
 from tests.waiting import wait_until
 
 PATH = "/v1/collections/lost"
@@ -17,27 +17,18 @@ def test_searches_outlive_the_replica_they_were_sent_to(strained: Server) -> Non
     items = [{"id": str(n), "vector": [1, n]} for n in range(50)]
     assert strained.post(f"{PATH}/items", json={"items": items}).status_code == 200
     answers: list[tuple[int, str]] = []
-    stop = threading.Event()
 
     def search() -> None:
-        while not stop.is_set():
-            answer = strained.post(f"{PATH}/search", json={"vector": [1, 7], "limit": 1})
-            answers.append((answer.status_code, answer.text))
+        answer = strained.post(f"{PATH}/search", json={"vector": [1, 7], "limit": 1})
+        answers.append((answer.status_code, answer.text))
 
-    threads = [threading.Thread(target=search) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
+    with running(*[search] * CLIENTS):
         before = wait_for(answers, 100)
         (pid,) = replicas(strained, "VectorIndex")
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         assert b"OMP_WAIT_POLICY=PASSIVE" in environment, "FAISS's threads take the others' cores"
         os.kill(pid, signal.SIGKILL)
         wait_for(answers, before + 100 + CLIENTS)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert {status for status, _ in answers} == {200}, {text for status, text in answers if status != 200}
     assert all('"id":"7"' in text for _, text in answers)
     assert replicas(strained, "VectorIndex") != [pid]
